@@ -1,0 +1,72 @@
+// What the rules, the levels, the threads and the bindings share: plain data, no code.
+//
+// Objects compiled for different instruction sets include this file, so nothing in it may emit a function
+// (see CONTRIBUTING.md, "The one-definition trap").
+#pragma once
+
+#include <cstdint>
+
+namespace gradstep {
+
+constexpr int max_hyper = 8;
+constexpr int max_states = 4;
+
+/// The values that a hyper-parameter may take. Infinity and NaN never belong to them.
+enum class Range { non_negative, positive, below_one, up_to_one, flag };
+
+struct Hyper {
+  const char* name;
+  Range range;
+};
+
+/// Coupled weight decay joins the gradient, decoupled weight decay shrinks the parameter.
+enum class Decay { coupled, decoupled };
+
+/// What the rest of the program knows of a rule. Every rule's first hyper-parameter is `lr`.
+struct Spec {
+  const char* name;
+  Hyper hyper[max_hyper];          // ends at the first without a name
+  const char* states[max_states];  // ends at the first null
+  Decay decay = Decay::coupled;
+};
+
+/// The scalars of one step, all in double.
+struct Step {
+  std::int64_t t;  // from 1
+  double weight_decay;
+  bool maximize;
+  double hyper[max_hyper];  // in the order of Spec::hyper
+};
+
+/// The memory of one parameter array; all of it holds the same number of elements of one type.
+struct Buffers {
+  void* param;
+  const void* grad;
+  void* states[max_states];
+};
+
+/// Room for a rule whose scalars have been folded into the constants of one step.
+struct Constants {
+  alignas(16) unsigned char bytes[256];
+};
+
+/// A rule compiled for one element type and one level.
+struct Kernel {
+  void (*fold)(const Step&, Constants&) noexcept;
+  void (*sweep)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end) noexcept;
+};
+
+/// A rule as one level has it.
+struct Entry {
+  Spec spec;
+  Kernel float32;
+  Kernel float64;
+};
+
+/// All rules of one level, in the order of rules.hpp.
+struct Table {
+  const Entry* entries;
+  int size;
+};
+
+}  // namespace gradstep

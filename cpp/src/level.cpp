@@ -1,0 +1,115 @@
+// The rules compiled for one instruction set. CMake compiles this file once per level, with GRADSTEP_LEVEL naming it
+// (baseline, x86_64_v3, x86_64_v4) and with that level's flags. It exports one name, the level's table.
+
+#include "levels.hpp"
+#include "rules.hpp"
+
+#include <cstddef>
+#include <new>
+#include <utility>
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define GRADSTEP_NOINLINE __declspec(noinline)
+#define GRADSTEP_INLINE __forceinline
+#else
+#define GRADSTEP_NOINLINE __attribute__((noinline))
+#define GRADSTEP_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace gradstep::GRADSTEP_LEVEL {
+namespace {
+
+// What every gradient goes through before its rule: the sign, then weight decay. Both multiplications by 1 are exact,
+// but w * 0 is not 0 where w is NaN or infinite, so coupled decay is skipped rather than multiplied by 0.
+template <class T>
+struct Prelude {
+  T sign, coupled, shrink;
+  bool couples;
+
+  Prelude(const Step& step, Decay decay)
+      : sign(step.maximize ? T(-1) : T(1)),
+        coupled(T(step.weight_decay)),
+        shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
+        couples(decay == Decay::coupled && step.weight_decay != 0) {}
+
+  T operator()(T& w, T g) const {
+    w = shrink * w;
+    g = sign * g;
+    return couples ? g + coupled * w : g;
+  }
+};
+
+template <class Rule, class T>
+struct Folded {
+  Prelude<T> prelude;
+  Rule rule;
+};
+
+template <class Rule>
+constexpr int hyper_count() {
+  int n = 0;
+  while (n < max_hyper && Rule::spec.hyper[n].name) ++n;
+  return n;
+}
+
+template <class Rule>
+constexpr std::size_t state_count() {
+  std::size_t n = 0;
+  while (n < max_states && Rule::spec.states[n]) ++n;
+  return n;
+}
+
+template <class Rule, class T>
+void fold(const Step& step, Constants& constants) noexcept {
+  using Hyper = typename Rule::Hyper;
+  static_assert(sizeof(Hyper) == hyper_count<Rule>() * sizeof(double), "Hyper and spec.hyper name the same doubles");
+  static_assert(sizeof(Folded<Rule, T>) <= sizeof(Constants::bytes), "Constants is too small for this rule");
+  Hyper hyper;
+  std::memcpy(&hyper, step.hyper, sizeof hyper);
+  new (constants.bytes) Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t)};
+}
+
+// The only loop. The rule is a copy, not a reference, so that the stores cannot alias its constants. `omp simd` states
+// what the bindings have checked: no two buffers overlap. It is inlined, so that each rule, type and level has one
+// function, sweep, that a test of the machine code can find.
+template <class Rule, class T, std::size_t... I>
+GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, T* w, const T* g, T* const* states, std::int64_t n,
+                          std::index_sequence<I...>) {
+  T* const state[sizeof...(I) + 1] = {states[I]..., nullptr};
+  (void)state;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    T value = w[i];
+    const T gradient = folded.prelude(value, g[i]);
+    folded.rule(value, gradient, state[I][i]...);
+    w[i] = value;
+  }
+}
+
+template <class Rule, class T>
+GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                             std::int64_t end) noexcept {
+  constexpr std::size_t count = state_count<Rule>();
+  T* states[count + 1] = {};
+  for (std::size_t i = 0; i < count; ++i) states[i] = static_cast<T*>(buffers.states[i]) + begin;
+  loop<Rule, T>(*reinterpret_cast<const Folded<Rule, T>*>(constants.bytes), static_cast<T*>(buffers.param) + begin,
+                static_cast<const T*>(buffers.grad) + begin, states, end - begin, std::make_index_sequence<count>());
+}
+
+template <class Rule, class T>
+constexpr Kernel kernel() {
+  return {fold<Rule, T>, sweep<Rule, T>};
+}
+
+template <template <class> class... Rules>
+Table table_of(List<Rules...>) {
+  static constexpr Entry entries[] = {
+      {Rules<float>::spec, kernel<Rules<float>, float>(), kernel<Rules<double>, double>()}...};
+  return {entries, sizeof...(Rules)};
+}
+
+}  // namespace
+
+Table table() { return table_of(AllRules()); }
+
+}  // namespace gradstep::GRADSTEP_LEVEL

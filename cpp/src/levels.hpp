@@ -1,0 +1,42 @@
+// The levels of instruction sets, the one in use, and how it was chosen.
+#pragma once
+
+#include "kernel.hpp"
+
+namespace gradstep {
+
+// Implemented by level.cpp, once per level.
+namespace baseline {
+Table table();
+}
+#ifdef GRADSTEP_X86_LEVELS
+namespace x86_64_v3 {
+Table table();
+}
+namespace x86_64_v4 {
+Table table();
+}
+#endif
+
+struct Level {
+  const char* name;
+  Table (*table)();
+  bool (*supported)();
+};
+
+struct Levels {
+  const Level* first;
+  int size;
+};
+
+/// All compiled levels, the most basic first.
+Levels levels();
+
+/// The level in use. Chosen at the first call: GRADSTEP_ISA if it is set, else the highest that this processor
+/// supports. Throws std::invalid_argument where GRADSTEP_ISA names no level or one that cannot run here.
+const Level& active_level();
+
+/// Makes the named level the one in use; throws as active_level() does. `origin` begins the message.
+void use_level(const char* name, const char* origin);
+
+}  // namespace gradstep

@@ -1,0 +1,116 @@
+#include "threads.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+namespace gradstep {
+namespace {
+
+// Shares begin at multiples of this, so that no two threads write to one cache line of an aligned array.
+constexpr std::int64_t granule = 64;
+
+std::atomic<int> max_threads{0};  // 0: not decided yet
+std::atomic<bool> team_was_used{false};
+std::atomic<bool> team_is_lost{false};
+
+int threads_from_environment() {
+  const char* text = std::getenv("GRADSTEP_NUM_THREADS");
+  if (text && *text) {
+    char* end = nullptr;
+    const long threads = std::strtol(text, &end, 10);
+    if (*end != '\0' || threads < 1 || threads > 65536)
+      throw std::invalid_argument(std::string("GRADSTEP_NUM_THREADS must be a whole number from 1 to 65536, got '") +
+                                  text + "'");
+    return static_cast<int>(threads);
+  }
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+std::int64_t share_begin(std::int64_t total, int part, int parts) {
+  return part == parts ? total : total / parts * part / granule * granule;
+}
+
+// The part of the jobs, laid end to end, that one of `parts` threads updates. It depends on the sizes alone, and the
+// result does not depend on it: every element is updated by itself.
+void run_share(const Job* jobs, std::int64_t count, std::int64_t total, int part, int parts) {
+  std::int64_t begin = share_begin(total, part, parts), end = share_begin(total, part + 1, parts);
+  for (const Job* job = jobs; job != jobs + count && end > 0; ++job) {
+    const std::int64_t first = std::max<std::int64_t>(begin, 0), last = std::min(end, job->size);
+    if (first < last) job->kernel->sweep(*job->constants, job->buffers, first, last);
+    begin -= job->size;
+    end -= job->size;
+  }
+}
+
+void run_team(const Job* jobs, std::int64_t count, std::int64_t total, int threads) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+  // The team may be smaller than asked, so its true size counts.
+  run_share(jobs, count, total, omp_get_thread_num(), omp_get_num_threads());
+#else
+  (void)threads;
+  run_share(jobs, count, total, 0, 1);
+#endif
+}
+
+#ifndef _WIN32
+void after_fork_in_child() { team_is_lost = team_was_used.load(); }
+#endif
+
+}  // namespace
+
+void run(const Job* jobs, std::int64_t count) {
+  std::int64_t total = 0;
+  for (std::int64_t i = 0; i < count; ++i) total += jobs[i].size;
+  const auto threads = static_cast<int>(
+      std::min<std::int64_t>(get_num_threads(), std::max<std::int64_t>(total / elements_per_thread, 1)));
+  if (threads == 1) {
+    run_share(jobs, count, total, 0, 1);
+  } else if (team_is_lost) {
+    // After fork() the threads that OpenMP keeps for the calling thread do not exist in the child, and waiting for
+    // them would hang. A new thread has no team yet and gets a whole one.
+    std::thread([=] { run_team(jobs, count, total, threads); }).join();
+  } else {
+#ifndef _WIN32
+    static const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+    (void)registered;
+#endif
+    team_was_used = true;
+    run_team(jobs, count, total, threads);
+  }
+}
+
+int get_num_threads() {
+  if (max_threads == 0) {
+    int undecided = 0;
+    max_threads.compare_exchange_strong(undecided, threads_from_environment());
+  }
+  return max_threads;
+}
+
+void set_num_threads(int threads) { max_threads = threads; }
+
+int openmp_version() {
+#ifdef _OPENMP
+  return _OPENMP;
+#else
+  return 0;
+#endif
+}
+
+}  // namespace gradstep

@@ -1,0 +1,33 @@
+// One step over many arrays, shared among threads.
+#pragma once
+
+#include "kernel.hpp"
+
+namespace gradstep {
+
+/// A step of fewer elements than this is not worth a second thread: waking one costs as much as updating some ten
+/// thousand elements. Measured, see docs/decisions.md.
+constexpr std::int64_t elements_per_thread = 16384;
+
+/// One parameter array of a step.
+struct Job {
+  const Kernel* kernel;
+  const Constants* constants;
+  Buffers buffers;
+  std::int64_t size;
+};
+
+/// Runs all jobs. Returns when every element has been updated. Needs no lock of the caller; does not throw, unless the
+/// system has no thread to give.
+void run(const Job* jobs, std::int64_t count);
+
+/// The most threads that a step may use: the last set_num_threads(), else GRADSTEP_NUM_THREADS, else what OpenMP
+/// would take (OMP_NUM_THREADS, else the cores of this process). Throws std::invalid_argument where
+/// GRADSTEP_NUM_THREADS is not a whole number above 0.
+int get_num_threads();
+void set_num_threads(int threads);
+
+/// The date of the OpenMP specification that was compiled in, 0 without OpenMP.
+int openmp_version();
+
+}  // namespace gradstep

@@ -1,0 +1,71 @@
+"""State files: NumPy's `.npz` with a JSON header, written atomically, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+PathLike = str | os.PathLike[str]
+
+FORMAT = "gradstep state 1"
+
+
+def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write beside the file, then replace it: whoever reads it sees the old file or the new one."""
+    target = Path(path).resolve()
+    header = json.dumps({"format": FORMAT, **meta}).encode()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            np.savez(file, allow_pickle=False, meta=np.frombuffer(header, np.uint8), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+
+
+def read(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The header and all arrays, or ValueError where the file is not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(arrays.pop("meta").tobytes())
+        known = meta["format"] == FORMAT
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not a gradstep state file, or is damaged: {error}"
+        ) from error
+    if not known:
+        raise ValueError(f"{os.fspath(path)} has the format {meta['format']!r}, not {FORMAT!r}")
+    return meta, arrays
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the new name survive a power cut, where the system lets a directory be synced."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

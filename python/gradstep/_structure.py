@@ -1,0 +1,66 @@
+"""The structure of `params`: one array, or a list, tuple or dict of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Structure:
+    """Takes a structure of arrays apart and puts arrays of the same structure together.
+
+    `suffixes` names the arrays in messages: `[""]` for one array, `["[0]", "[1]"]` for a list,
+    `["['w']"]` for a dict.
+    """
+
+    def __init__(self, tree: Any, noun: str) -> None:
+        kinds: tuple[type[Any], ...] = (dict, list, tuple)
+        self._kind = next((kind for kind in kinds if isinstance(tree, kind)), None)
+        if self._kind is None and not isinstance(tree, np.ndarray):
+            raise TypeError(
+                f"{noun} must be a NumPy array, or a list, tuple or dict of them, "
+                f"got {type(tree).__name__}"
+            )
+        self._keys: list[Any] = []
+        if self._kind is not None:
+            self._keys = list(tree) if self._kind is dict else list(range(len(tree)))
+            if not self._keys:
+                raise ValueError(f"{noun} is empty: {tree!r}")
+        self.suffixes = [""] if self._kind is None else [f"[{key!r}]" for key in self._keys]
+
+    def arrays(self, tree: Any, noun: str) -> Sequence[Any]:
+        """The leaves of `tree`, in order. The binding checks what they are."""
+        if self._kind is None:
+            return (tree,)
+        if self._kind is dict:
+            if not isinstance(tree, dict):
+                raise TypeError(f"{noun} must be a dict like params, got {type(tree).__name__}")
+            if tree.keys() != set(self._keys):
+                missing = [key for key in self._keys if key not in tree]
+                unknown = [key for key in tree if key not in self._keys]
+                raise ValueError(
+                    f"{noun} must have the keys of params: missing {missing}, unknown {unknown}"
+                )
+            return [tree[key] for key in self._keys]
+        if not isinstance(tree, (list, tuple)):
+            raise TypeError(
+                f"{noun} must be a list or tuple like params, got {type(tree).__name__}"
+            )
+        if len(tree) != len(self._keys):
+            raise ValueError(
+                f"{noun} must hold {len(self._keys)} arrays like params, got {len(tree)}"
+            )
+        return tree
+
+    def build(self, arrays: Sequence[Array]) -> Any:
+        """The structure again, holding `arrays`."""
+        if self._kind is None:
+            return arrays[0]
+        if self._kind is dict:
+            return dict(zip(self._keys, arrays, strict=True))
+        return self._kind(arrays)

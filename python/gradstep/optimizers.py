@@ -1,0 +1,879 @@
+"""One short class per rule, in the order of `cpp/src/rules.hpp`.
+
+The base class owns the parameters, the states and the step count, and knows no rule. A class names
+its native rules (variants of one equation, each a struct in C++), picks one, and hands over the
+hyper-parameters by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks as check
+from . import _core, _files
+from ._structure import Structure
+
+Array = NDArray[Any]
+#: An array, or a list, tuple or dict of arrays.
+Arrays = Any
+#: A learning rate, or a function of the step (from 0) that gives one.
+LearningRate = float | Callable[[int], float]
+
+CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
+
+
+class Optimizer:
+    """The base class: what all rules have in common.
+
+    Every rule takes these arguments beside its own:
+
+    Args:
+        params: the array to update in place, or a flat list, tuple or dict of arrays. Each is
+            float32 or float64, C-contiguous and writeable, and none overlaps another.
+        lr: the learning rate, at least 0; or a schedule, which is a function of the step (from 0).
+        weight_decay: at least 0, default 0. Joins the gradient as `g + weight_decay * w`, unless
+            the class says that it shrinks the parameter.
+        maximize: climb instead of descending. Default False.
+
+    Raises:
+        TypeError: an argument of the wrong type, an array of the wrong dtype.
+        ValueError: a hyper-parameter out of its range, an array that cannot be updated in place.
+    """
+
+    #: The native rules that this class chooses from.
+    rules: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        params: Arrays,
+        rule: str,
+        *,
+        lr: LearningRate,
+        weight_decay: float,
+        maximize: bool,
+        **hyper: float,
+    ) -> None:
+        self._structure = Structure(params, "params")
+        self._params: list[Array] = list(self._structure.arrays(params, "params"))
+        _core.check_params(self._params, "params", self._structure.suffixes)
+        self._rule = CORE_RULES[rule]
+        self._maximize = check.flag("maximize", maximize)
+        self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
+        self._states: dict[str, list[Array]] = {
+            name: [self._initial_state(name, param) for param in self._params]
+            for name in self._rule.states
+        }
+        self._plan = _core.Plan(
+            rule,
+            self._params,
+            list(self._states.values()),
+            ["params", "grads", *(f"state {name}" for name in self._states)],
+            self._structure.suffixes,
+        )
+
+    def step(self, grads: Arrays) -> None:
+        """Update the parameters and states once, in place.
+
+        Args:
+            grads: the gradients, in the structure, shapes and dtypes of `params`. They are only
+                read.
+
+        Raises:
+            TypeError, ValueError: an array that does not fit, by name. Nothing has changed then.
+        """
+        self._advance(grads)
+
+    def _advance(self, grads: Arrays, row: int = 0, **late: float) -> None:
+        """One step. `late` holds the hyper-parameters that are known only now."""
+        hyper = {**self._hyper, **late, "lr": self.current_lr}
+        self._plan.step(
+            self._structure.arrays(grads, "grads"),
+            [hyper[name] for name in self._rule.hyperparameters],
+            hyper["weight_decay"],
+            self._maximize,
+            row,
+        )
+
+    @property
+    def params(self) -> Arrays:
+        """The parameters, in the structure in which they were given."""
+        return self._structure.build(self._params)
+
+    @property
+    def state(self) -> dict[str, Arrays]:
+        """The live states by name, each in the structure of `params`."""
+        return {name: self._structure.build(arrays) for name, arrays in self._states.items()}
+
+    @property
+    def rule(self) -> str:
+        """The name of the native rule, as `gradstep.functional` and `gradstep info` use it."""
+        return self._rule.name
+
+    @property
+    def t(self) -> int:
+        """The number of steps taken."""
+        return self._plan.t
+
+    @t.setter
+    def t(self, t: int) -> None:
+        self._plan.t = check.integer("t", t, 0)
+
+    @property
+    def lr(self) -> LearningRate:
+        """The learning rate or schedule. It may be set between steps."""
+        return self._hyper["lr"]  # type: ignore[no-any-return]
+
+    @lr.setter
+    def lr(self, lr: LearningRate) -> None:
+        self._hyper.update(self._checked({"lr": lr}))
+
+    @property
+    def current_lr(self) -> float:
+        """The learning rate that the next step uses."""
+        lr = self.lr
+        return check.number("lr", lr(self.t)) if callable(lr) else lr
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The hyper-parameters by name, as numbers; `lr` is None where it is a schedule."""
+        lr = None if callable(self.lr) else self.lr
+        return {**self._hyper, "lr": lr, "maximize": self._maximize}
+
+    def __repr__(self) -> str:
+        shown = {**self.hyperparameters, "lr": self.lr}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        size = sum(param.size for param in self._params)
+        return f"<{type(self).__name__} of {size} parameters at t={self.t}: {arguments}>"
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that a resumed run needs, except the parameters and a schedule.
+
+        Returns:
+            A dict of `rule`, `t`, `hyperparameters`, `state` (by name, in the structure of
+            `params`) and `counters` (what has a shape of its own).
+        """
+        return {
+            "rule": self.rule,
+            "t": self.t,
+            "hyperparameters": self.hyperparameters,
+            "state": {
+                name: self._structure.build([array.copy() for array in arrays])
+                for name, arrays in self._states.items()
+            },
+            "counters": {name: array.copy() for name, array in self._counters().items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where `state_dict()` was taken. Everything in it is copied, hyper-parameters too.
+
+        Raises:
+            TypeError, ValueError: not such a dict, or one of another rule, shape or dtype; a
+                schedule in the place of a number, or the reverse. Nothing has changed then.
+        """
+        keys = ("rule", "t", "hyperparameters", "counters", "state")
+        missing = [key for key in keys if key not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict lacks {missing}")
+        rule, t, hyper, counters, state = (state_dict[key] for key in keys)
+        states = {
+            name: self._structure.arrays(tree, f"state {name}") for name, tree in state.items()
+        }
+        self._restore(rule, t, hyper, counters, states)
+
+    def save(self, path: _files.PathLike) -> None:
+        """Write parameters, states, step count and hyper-parameters to one file, without pickle.
+
+        The file is replaced in one move: a process killed while saving leaves the old one whole.
+
+        Args:
+            path: the file. Its format is NumPy's `.npz`.
+        """
+        arrays = {f"params/{i}": array for i, array in enumerate(self._params)}
+        for name, state in self._states.items():
+            arrays |= {f"state/{name}/{i}": array for i, array in enumerate(state)}
+        arrays |= {f"counters/{name}": array for name, array in self._counters().items()}
+        meta = {
+            "rule": self.rule,
+            "t": self.t,
+            "hyperparameters": self.hyperparameters,
+            "arrays": self._structure.suffixes,
+        }
+        _files.write(path, meta, arrays)
+
+    def load(self, path: _files.PathLike) -> None:
+        """Read what `save()` wrote. Parameters and states are overwritten in place.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: not a gradstep file, a damaged one, or one of another rule, structure, shape
+                or dtype. Nothing has changed then.
+        """
+        meta, arrays = _files.read(path)
+        states: dict[str, list[Array]] = {}
+        counters: dict[str, Array] = {}
+        params: list[Array] = []
+        for key, array in arrays.items():
+            kind, *names = key.split("/")
+            if kind == "params":
+                params.append(array)
+            elif kind == "state":
+                states.setdefault(names[0], []).append(array)
+            else:
+                counters[names[0]] = array
+        try:
+            if meta["arrays"] != self._structure.suffixes:
+                raise ValueError(
+                    f"its arrays are {meta['arrays']}, those of params {self._structure.suffixes}"
+                )
+            self._restore(
+                meta["rule"], meta["t"], meta["hyperparameters"], counters, states, params
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not fit: {error}") from error
+
+    def _restore(
+        self,
+        rule: str,
+        t: int,
+        hyper: Mapping[str, Any],
+        counters: Mapping[str, Array],
+        states: Mapping[str, Sequence[Array]],
+        params: Sequence[Array] | None = None,
+    ) -> None:
+        """Check everything, then copy everything."""
+        if rule != self.rule:
+            raise ValueError(
+                f"the state is of the rule {rule!r}, this optimizer's is {self.rule!r}"
+            )
+        _same_names("hyper-parameters", hyper, self.hyperparameters)
+        if (hyper["lr"] is None) != callable(self.lr):
+            raise ValueError(
+                f"lr is {hyper['lr']!r} in the state (None: a schedule) and {self.lr!r} here; make "
+                "the optimizer with the same kind, and set opt.lr after loading to change it"
+            )
+        lr = self.lr if hyper["lr"] is None else hyper["lr"]
+        numbers = {name: value for name, value in hyper.items() if name != "maximize"}
+        checked = self._checked({**numbers, "lr": lr})
+        maximize = check.flag("maximize", hyper["maximize"])
+        t = check.integer("t", t, 0)
+        suffixes = self._structure.suffixes
+        copies = _matched("state ", self._states, states, suffixes)
+        copies += _matched("counter ", _listed(self._counters()), _listed(counters), [""])
+        if params is not None:
+            copies += _matched("params", {"": self._params}, {"": params}, suffixes)
+            _core.check_params(self._params, "params", suffixes)
+        for target, source in copies:
+            np.copyto(target, source)
+        self._hyper, self._maximize, self.t = checked, maximize, t
+
+    def _initial_state(self, name: str, param: Array) -> Array:
+        return np.zeros(param.shape, param.dtype)
+
+    def _counters(self) -> dict[str, Array]:
+        """Arrays that belong to the state but are not one per parameter."""
+        return {}
+
+    def _arrays(self) -> list[Array]:
+        """Every array that a step may write to."""
+        states = [array for arrays in self._states.values() for array in arrays]
+        return [*self._params, *states, *self._counters().values()]
+
+    def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyper-parameters as numbers in their ranges. A schedule is checked at each step."""
+        single = any(param.dtype == np.float32 for param in self._params)
+        checked = dict(hyper)
+        for name, value in hyper.items():
+            if not (name == "lr" and callable(value)):
+                checked[name] = check.number(name, value)
+                _owner(self.rules, name).check_hyper(name, checked[name], single)
+        return checked
+
+
+def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
+    """The first of a class's rules that has this hyper-parameter, for its range."""
+    named = (CORE_RULES[rule] for rule in rules)
+    return next(rule for rule in named if hyper in (*rule.hyperparameters, "weight_decay"))
+
+
+def _same_names(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if given.keys() != wanted.keys():
+        raise ValueError(f"the state has the {what} {list(given)}, this optimizer {list(wanted)}")
+
+
+def _listed(arrays: Mapping[str, Array]) -> dict[str, list[Array]]:
+    return {name: [array] for name, array in arrays.items()}
+
+
+def _matched(
+    noun: str,
+    targets: Mapping[str, Sequence[Array]],
+    sources: Mapping[str, Sequence[Array]],
+    suffixes: Sequence[str],
+) -> list[tuple[Array, Array]]:
+    """Each target with its source, after the check that shapes and dtypes are the same."""
+    _same_names(f"arrays {noun}".strip(), sources, targets)
+    pairs = []
+    for name, arrays in targets.items():
+        if len(sources[name]) != len(arrays):
+            raise ValueError(f"{noun}{name} has {len(sources[name])} arrays, not {len(arrays)}")
+        for target, source, suffix in zip(arrays, sources[name], suffixes, strict=True):
+            label = f"{noun}{name}{suffix}"
+            if not isinstance(source, np.ndarray):
+                raise TypeError(f"{label} must be a NumPy array, got {type(source).__name__}")
+            if (source.dtype, source.shape) != (target.dtype, target.shape):
+                raise ValueError(
+                    f"{label} is {source.dtype} of shape {source.shape}, "
+                    f"not {target.dtype} of shape {target.shape}"
+                )
+            pairs.append((target, source))
+    return pairs
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, with momentum as PyTorch defines it.
+
+    ```
+    b = momentum b + (1 - dampening) g      (first step: b = g)
+    u = g + momentum b  if nesterov else  b
+    w = w - lr u
+    ```
+
+    Without momentum `u` is `g`, and no state is kept. `lr` is applied after the buffer; `Momentum`
+    and Keras apply it before, which differs when `lr` changes.
+
+    Args:
+        momentum: at least 0, default 0.
+        dampening: in [0, 1], default 0.
+        nesterov: look ahead. Needs momentum above 0 and dampening 0.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0, 2.0])
+        >>> opt = gs.SGD(w, lr=0.5, momentum=0.9)
+        >>> for _ in range(2):
+        ...     opt.step(np.ones(2))
+        >>> w
+        array([-0.45,  0.55])
+
+    References:
+        Robbins and Monro 1951; Sutskever et al., On the importance of initialization and momentum
+        in deep learning, 2013.
+    """
+
+    rules = ("sgd", "sgd_momentum", "sgd_nesterov")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        momentum, dampening = (
+            check.number("momentum", momentum),
+            check.number("dampening", dampening),
+        )
+        if check.flag("nesterov", nesterov) and not (momentum > 0 and dampening == 0):
+            raise ValueError(
+                f"nesterov needs momentum above 0 and dampening 0, "
+                f"got momentum={momentum}, dampening={dampening}"
+            )
+        super().__init__(
+            params,
+            "sgd_nesterov" if nesterov else "sgd_momentum" if momentum != 0 else "sgd",
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            maximize=maximize,
+        )
+
+
+class Momentum(Optimizer):
+    r"""Momentum in the two conventions of textbooks.
+
+    ```
+    velocity (default)           average=True
+    v = momentum v - lr g        v = momentum v + (1 - momentum) g
+    w = w + v                    w = w - lr v
+    ```
+
+    Keras uses the first. PyTorch's convention is `SGD(momentum=...)`.
+
+    Args:
+        momentum: in [0, 1), default 0.9.
+        average: keep a running mean of the gradients instead of a velocity.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0])
+        >>> opt = gs.Momentum(w, lr=0.5)
+        >>> for _ in range(2):
+        ...     opt.step(np.ones(1))
+        >>> w
+        array([-0.45])
+
+    References:
+        Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
+    """
+
+    rules = ("momentum", "momentum_average")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate,
+        momentum: float = 0.9,
+        average: bool = False,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            "momentum_average" if check.flag("average", average) else "momentum",
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            maximize=maximize,
+        )
+
+
+class Nesterov(Optimizer):
+    r"""Nesterov's accelerated gradient, the textbook's two points.
+
+    ```
+    v' = momentum v - lr g(x + momentum v)
+    x' = x + v'
+    ```
+
+    During training the parameters hold the look-ahead point `a = x + momentum v`, so that the
+    gradient is taken where the rule wants it: `a' = a + (1 + momentum) v' - momentum v`.
+    `position()` gives `x`. PyTorch's rearranged form is `SGD(nesterov=True)`.
+
+    Args:
+        momentum: in [0, 1), default 0.9.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0])
+        >>> opt = gs.Nesterov(w, lr=0.5)
+        >>> opt.step(np.ones(1))
+        >>> w, opt.position()
+        (array([0.05]), array([0.5]))
+
+    References:
+        Nesterov, A method of solving a convex programming problem with convergence rate O(1/k^2),
+        1983.
+    """
+
+    rules = ("nesterov",)
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate,
+        momentum: float = 0.9,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            "nesterov",
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            maximize=maximize,
+        )
+
+    def position(self) -> Arrays:
+        """The point `x = a - momentum v`, in new arrays."""
+        momentum = self._hyper["momentum"]
+        pairs = zip(self._params, self._states["v"], strict=True)
+        return self._structure.build([np.asarray(a - momentum * v) for a, v in pairs])
+
+    def settle(self) -> None:
+        """Move the parameters to `position()` and stop the velocity: the end of a training.
+
+        Further steps start anew from there.
+        """
+        _core.check_params(self._params, "params", self._structure.suffixes)
+        for a, v in zip(self._params, self._states["v"], strict=True):
+            a -= self._hyper["momentum"] * v
+            v.fill(0)
+
+
+class Adagrad(Optimizer):
+    r"""Adagrad: each parameter has a step of its own, which shrinks as its gradients add up.
+
+    ```
+    s = s + g g
+    w = w - lr / (1 + (t - 1) lr_decay) n / (sqrt(s) + eps)
+    ```
+
+    The numerator `n` is `g`, or with `beta` a running mean, `n = beta n + (1 - beta) g`, as some
+    textbooks write it.
+
+    Args:
+        lr_decay: at least 0, default 0.
+        initial_accumulator_value: what `s` starts from, at least 0, default 0.
+        eps: above 0, default 1e-10.
+        beta: in [0, 1), or None (default) for the plain numerator.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0, 1.0])
+        >>> gs.Adagrad(w, lr=0.5).step(np.array([0.1, 10.0]))
+        >>> w
+        array([0.5, 0.5])
+
+    References:
+        Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and stochastic
+        optimization, 2011.
+    """
+
+    rules = ("adagrad", "adagrad_momentum")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        beta: float | None = None,
+        maximize: bool = False,
+    ) -> None:
+        self._start = check.non_negative("initial_accumulator_value", initial_accumulator_value)
+        super().__init__(
+            params,
+            "adagrad" if beta is None else "adagrad_momentum",
+            lr=lr,
+            lr_decay=lr_decay,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            **({} if beta is None else {"beta": beta}),
+        )
+
+    def _initial_state(self, name: str, param: Array) -> Array:
+        if name == "s":
+            return np.full(param.shape, self._start, param.dtype)
+        return super()._initial_state(name, param)
+
+
+class RMSprop(Optimizer):
+    r"""RMSprop: the gradient over the root of its running mean square.
+
+    ```
+    v = alpha v + (1 - alpha) g g
+    D = sqrt(v) + eps
+    w = w - lr g / D
+    ```
+
+    `centered` subtracts the square of the running mean, `q = q + (1 - alpha) (g - q)`,
+    `D = sqrt(v - q q) + eps`. Where rounding makes `v - q q` negative it counts as 0 (PyTorch gives
+    NaN there). `momentum` adds a buffer, `b = momentum b + g / D`, `w = w - lr b`. `eps` is outside
+    the root; TensorFlow has it inside.
+
+    Args:
+        alpha: in [0, 1), default 0.99.
+        eps: above 0, default 1e-8.
+        momentum: at least 0, default 0.
+        centered: default False.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0, 1.0])
+        >>> gs.RMSprop(w, lr=0.01).step(np.array([0.1, 10.0]))
+        >>> w.round(6)
+        array([0.9, 0.9])
+
+    References:
+        Tieleman and Hinton, Lecture 6e of Neural Networks for Machine Learning, 2012; Graves,
+        Generating sequences with recurrent neural networks, 2013 (centered).
+    """
+
+    rules = ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        rule = "rmsprop_centered" if check.flag("centered", centered) else "rmsprop"
+        super().__init__(
+            params,
+            rule if check.number("momentum", momentum) == 0 else f"{rule}_momentum",
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            maximize=maximize,
+        )
+
+
+class Adam(Optimizer):
+    r"""Adam: running means of the gradient and its square, corrected for their start at 0.
+
+    ```
+    m = beta1 m + (1 - beta1) g
+    v = beta2 v + (1 - beta2) g g
+    w = w - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+    ```
+
+    `eps` is outside the root, after the correction; Keras and TensorFlow fold the correction into
+    `lr`, which makes another `eps`.
+
+    Args:
+        betas: the pair (beta1, beta2), each in [0, 1), default (0.9, 0.999).
+        eps: above 0, default 1e-8.
+        amsgrad: take the largest `v` so far in the place of `v`. Default False.
+        bias_correction: divide by `1 - beta^t`. Default True.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0, 1.0])
+        >>> gs.Adam(w, lr=0.1).step(np.array([0.1, 10.0]))
+        >>> w.round(6)
+        array([0.9, 0.9])
+
+    References:
+        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1; Reddi, Kale
+        and Kumar, On the convergence of Adam and beyond, 2018 (amsgrad).
+    """
+
+    rules: ClassVar[tuple[str, ...]] = ("adam", "adam_amsgrad")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        bias_correction: bool = True,
+        maximize: bool = False,
+    ) -> None:
+        beta1, beta2 = check.pair("betas", betas)
+        plain, with_maximum = self.rules
+        super().__init__(
+            params,
+            with_maximum if check.flag("amsgrad", amsgrad) else plain,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            bias_correction=float(check.flag("bias_correction", bias_correction)),
+            weight_decay=weight_decay,
+            maximize=maximize,
+        )
+
+
+class AdamW(Adam):
+    r"""Adam with decoupled weight decay, which shrinks the parameter and stays out of the gradient.
+
+    ```
+    w = (1 - lr weight_decay) w
+    then Adam
+    ```
+
+    Args:
+        weight_decay: at least 0, default 0.01.
+        betas, eps, amsgrad, bias_correction: see `Adam`.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0])
+        >>> gs.AdamW(w, lr=0.1, weight_decay=0.5).step(np.zeros(1))
+        >>> w
+        array([0.95])
+
+    References:
+        Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm 2.
+    """
+
+    rules = ("adamw", "adamw_amsgrad")
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        bias_correction: bool = True,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            bias_correction=bias_correction,
+            maximize=maximize,
+        )
+
+
+class WindowSAG(Optimizer):
+    r"""Descent along the mean of the last n gradients.
+
+    ```
+    d = d + (g - y)      y: the row of the ring that is n steps old
+    y = g
+    w = w - lr / m d     m = min(t, n)
+    ```
+
+    On curvature L it is stable for `lr < n (1 - cos(pi / n)) / L` only: 2/L for n = 1 and 2,
+    0.49/L for n = 10, about pi^2 / (2 n L) for large n. It does not converge to a lower noise
+    floor than SGD; `SAG` does. `window=1` is bit for bit `SGD`.
+
+    Args:
+        window: n, the gradients kept, at least 1. The ring takes n times the memory of `params`.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.array([1.0])
+        >>> opt = gs.WindowSAG(w, lr=0.5, window=2)
+        >>> for g in (1.0, 2.0, 3.0):
+        ...     opt.step(np.array([g]))
+        >>> w                                       # 1 - 0.5 (1 + 1.5 + 2.5)
+        array([-1.5])
+
+    References:
+        Blatt, Hero and Gauchman, A convergent incremental gradient method with a constant step
+        size, 2007: the same step where n is the number of batches and their order is cyclic.
+    """
+
+    rules = ("window_sag",)
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate,
+        window: int,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        self._window = check.integer("window", window, 1)
+        super().__init__(
+            params,
+            # One row is the gradient itself: d + (g - y) would round.
+            "sgd" if self._window == 1 else "window_sag",
+            lr=lr,
+            weight_decay=weight_decay,
+            maximize=maximize,
+        )
+
+    def step(self, grads: Arrays) -> None:
+        self._advance(grads, row=self.t % self._window, seen=min(self.t + 1, self._window))
+
+    def _initial_state(self, name: str, param: Array) -> Array:
+        return np.zeros((self._window, *param.shape) if name == "y" else param.shape, param.dtype)
+
+
+class SAG(Optimizer):
+    r"""Stochastic average gradient: descent along the mean of one stored gradient per row.
+
+    ```
+    d = d + (g - y_i)
+    y_i = g
+    w = (1 - lr weight_decay) w - lr / m d     m: rows seen so far
+    ```
+
+    A row is a sample or a mini-batch of a finite sum; its gradient is the last one that was taken
+    at it. It converges to the optimum with a constant `lr`, in theory at 1/(16 L), in practice at
+    1/L, where L is the largest curvature of a row.
+
+    Args:
+        rows: the number of rows, at least 1. The table takes that many times the memory of
+            `params`.
+        weight_decay: exact L2 regularisation, which is never stored in the table. At least 0,
+            default 0.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> targets = np.array([1.0, 2.0, 6.0])
+        >>> w = np.zeros(1)
+        >>> opt = gs.SAG(w, lr=0.5, rows=3)
+        >>> for t in range(60):
+        ...     opt.step(w - targets[t % 3], row=t % 3)
+        >>> w.round(6)
+        array([3.])
+
+    References:
+        Schmidt, Le Roux and Bach, Minimizing finite sums with the stochastic average gradient,
+        2017.
+    """
+
+    rules = ("sag",)
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate,
+        rows: int,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        self._seen = np.zeros(check.integer("rows", rows, 1), np.bool_)
+        super().__init__(params, "sag", lr=lr, weight_decay=weight_decay, maximize=maximize)
+
+    def step(self, grads: Arrays, row: int) -> None:  # type: ignore[override]
+        """Update once with the gradient of one row.
+
+        Args:
+            grads: the gradients of that row, in the structure, shapes and dtypes of `params`.
+            row: which row, from 0.
+
+        Raises:
+            IndexError: no such row.
+            TypeError, ValueError: an array that does not fit, by name. Nothing has changed then.
+        """
+        row = check.integer("row", row, 0)
+        if row >= self._seen.size:
+            raise IndexError(f"row must be below rows={self._seen.size}, got {row}")
+        seen = np.count_nonzero(self._seen) + (not self._seen[row])
+        self._advance(grads, row=row, seen=seen)
+        self._seen[row] = True
+
+    def _initial_state(self, name: str, param: Array) -> Array:
+        return np.zeros(
+            (self._seen.size, *param.shape) if name == "y" else param.shape, param.dtype
+        )
+
+    def _counters(self) -> dict[str, Array]:
+        return {"seen": self._seen}
+
+
+#: Every optimizer class, in the order of this file.
+CLASSES: tuple[type[Optimizer], ...] = (
+    SGD, Momentum, Nesterov, Adagrad, RMSprop, Adam, AdamW, WindowSAG, SAG,
+)  # fmt: skip

@@ -1,0 +1,192 @@
+"""Every update rule in NumPy, a few lines each: what the native kernels equal bit for bit.
+
+Each function updates the parameter `w` and the states in place, given the gradient `g`, in the same
+order of operations as `cpp/src/rules.hpp`. They serve as the oracle of the tests, as the NumPy side
+of the benchmarks, and to be read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def power(base: float, n: int) -> float:
+    """`base**n` by repeated squaring; the C library's last bits depend on the processor."""
+    result = 1.0
+    while n > 0:
+        if n & 1:
+            result *= base
+        base *= base
+        n >>= 1
+    return result
+
+
+def sgd(w: Array, g: Array, *, t: int, lr: float) -> None:
+    w -= lr * g
+
+
+def sgd_momentum(
+    w: Array, g: Array, b: Array, *, t: int, lr: float, momentum: float, dampening: float
+) -> None:
+    b[...] = g if t == 1 else momentum * b + (1 - dampening) * g
+    w -= lr * b
+
+
+def sgd_nesterov(w: Array, g: Array, b: Array, *, t: int, lr: float, momentum: float) -> None:
+    b[...] = g if t == 1 else momentum * b + g
+    w -= lr * (g + momentum * b)
+
+
+def momentum(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> None:
+    v[...] = momentum * v - lr * g
+    w += v
+
+
+def momentum_average(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> None:
+    v[...] = momentum * v + (1 - momentum) * g
+    w -= lr * v
+
+
+def nesterov(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> None:
+    next_v = momentum * v - lr * g
+    w += (1 + momentum) * next_v - momentum * v
+    v[...] = next_v
+
+
+def adagrad(
+    w: Array, g: Array, s: Array, *, t: int, lr: float, lr_decay: float, eps: float
+) -> None:
+    s += g * g
+    w -= lr / (1 + (t - 1) * lr_decay) * (g / (np.sqrt(s) + eps))
+
+
+def adagrad_momentum(
+    w: Array, g: Array, m: Array, s: Array, *,
+    t: int, lr: float, lr_decay: float, eps: float, beta: float,
+) -> None:  # fmt: skip
+    m[...] = beta * m + (1 - beta) * g
+    s += g * g
+    w -= lr / (1 + (t - 1) * lr_decay) * (m / (np.sqrt(s) + eps))
+
+
+def rmsprop(w: Array, g: Array, v: Array, *, t: int, lr: float, alpha: float, eps: float) -> None:
+    v[...] = alpha * v + (1 - alpha) * g * g
+    w -= lr * (g / (np.sqrt(v) + eps))
+
+
+def rmsprop_momentum(
+    w: Array, g: Array, v: Array, b: Array, *,
+    t: int, lr: float, alpha: float, eps: float, momentum: float,
+) -> None:  # fmt: skip
+    v[...] = alpha * v + (1 - alpha) * g * g
+    b[...] = momentum * b + g / (np.sqrt(v) + eps)
+    w -= lr * b
+
+
+def rmsprop_centered(
+    w: Array, g: Array, v: Array, q: Array, *, t: int, lr: float, alpha: float, eps: float
+) -> None:
+    v[...] = alpha * v + (1 - alpha) * g * g
+    q += (1 - alpha) * (g - q)
+    w -= lr * (g / (np.sqrt(np.maximum(v - q * q, 0)) + eps))
+
+
+def rmsprop_centered_momentum(
+    w: Array, g: Array, v: Array, q: Array, b: Array, *,
+    t: int, lr: float, alpha: float, eps: float, momentum: float,
+) -> None:  # fmt: skip
+    v[...] = alpha * v + (1 - alpha) * g * g
+    q += (1 - alpha) * (g - q)
+    b[...] = momentum * b + g / (np.sqrt(np.maximum(v - q * q, 0)) + eps)
+    w -= lr * b
+
+
+def adam(
+    w: Array, g: Array, m: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float, bias_correction: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    step = lr / (1 - power(beta1, t)) if bias_correction else lr
+    scale = 1 / math.sqrt(1 - power(beta2, t)) if bias_correction else 1.0
+    w -= step * (m / (np.sqrt(v) * scale + eps))
+
+
+def adam_amsgrad(
+    w: Array, g: Array, m: Array, v: Array, u: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float, bias_correction: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    u[...] = np.where((u > v) | np.isnan(u), u, v)
+    step = lr / (1 - power(beta1, t)) if bias_correction else lr
+    scale = 1 / math.sqrt(1 - power(beta2, t)) if bias_correction else 1.0
+    w -= step * (m / (np.sqrt(u) * scale + eps))
+
+
+def window_sag(w: Array, g: Array, d: Array, y: Array, *, t: int, lr: float, seen: float) -> None:
+    d += g - y
+    y[...] = g
+    w -= lr / seen * d
+
+
+#: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too.
+RULES: Mapping[str, Callable[..., None]] = {
+    "sgd": sgd,
+    "sgd_momentum": sgd_momentum,
+    "sgd_nesterov": sgd_nesterov,
+    "momentum": momentum,
+    "momentum_average": momentum_average,
+    "nesterov": nesterov,
+    "adagrad": adagrad,
+    "adagrad_momentum": adagrad_momentum,
+    "rmsprop": rmsprop,
+    "rmsprop_momentum": rmsprop_momentum,
+    "rmsprop_centered": rmsprop_centered,
+    "rmsprop_centered_momentum": rmsprop_centered_momentum,
+    "adam": adam,
+    "adam_amsgrad": adam_amsgrad,
+    "adamw": adam,
+    "adamw_amsgrad": adam_amsgrad,
+    "window_sag": window_sag,
+    "sag": window_sag,
+}
+DECOUPLED = frozenset({"adamw", "adamw_amsgrad", "sag"})
+
+
+def step(
+    rule: str,
+    w: Array,
+    g: Array,
+    states: Sequence[Array],
+    *,
+    t: int,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    **hyper: float,
+) -> None:
+    """One step of `rule`, in place: the sign of the gradient, weight decay, then the rule.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep import reference
+        >>> w = np.ones(3)
+        >>> reference.step("sgd", w, np.array([1.0, 2.0, 3.0]), [], t=1, lr=0.5)
+        >>> w
+        array([ 0.5,  0. , -0.5])
+    """
+    with np.errstate(all="ignore"):
+        if maximize:
+            g = -g
+        if weight_decay != 0 and rule in DECOUPLED:
+            w *= 1 - hyper["lr"] * weight_decay
+        elif weight_decay != 0:
+            g = g + weight_decay * w
+        RULES[rule](w, g, *states, t=t, **hyper)

@@ -1,0 +1,463 @@
+"""Learning-rate schedules: pure functions of the step, counted from 0.
+
+A schedule keeps nothing between calls, so that a run resumes at any step with the same values. They
+are made of IEEE + - * /, sqrt and the core's own functions: the C library's have other last bits on
+other processors.
+
+The vocabulary is one: `lr` is where the descent begins, `min_lr` (at most `lr`) where it ends and
+stays, `warmup_steps` the climb from 0, `decay_steps` the descent, `total_steps` the whole. Lengths
+and boundaries are whole numbers of optimizer steps. `t` is the step in the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks as check
+from . import _core
+
+__all__ = [
+    "Schedule",
+    "constant",
+    "cosine",
+    "cosine_restarts",
+    "exponential",
+    "inverse_sqrt",
+    "inverse_time",
+    "join",
+    "one_cycle",
+    "piecewise",
+    "polynomial",
+    "step_decay",
+    "warmup",
+    "warmup_stable_decay",
+]
+
+#: float64 holds every whole number up to here.
+MAX_STEP = 2**53
+
+#: A float or a float64 array: each formula is written once for both, so their bits are the same.
+Number = Any
+
+
+class Schedule:
+    """A learning rate as a function of the step, made by the functions of this module.
+
+    It prints as the call that makes it, equals whatever the same call makes, and can be hashed,
+    copied and pickled. `warmup` and `join` build new schedules from it.
+
+    Example:
+        >>> from gradstep.schedules import cosine, warmup
+        >>> lr = warmup(cosine(0.1, total_steps=100), steps=10)
+        >>> lr
+        warmup(schedule=cosine(lr=0.1, total_steps=100, min_lr=0.0), steps=10, start=0.0)
+        >>> lr(5)
+        0.05
+        >>> lr(np.array([0, 10, 60, 110]))
+        array([0.  , 0.1 , 0.05, 0.  ])
+    """
+
+    __slots__ = ("_arguments", "_formula")
+
+    def __init__(self, formula: Callable[..., Number], **arguments: Any) -> None:
+        self._formula = formula
+        self._arguments = arguments
+
+    @overload
+    def __call__(self, step: int | np.integer[Any]) -> float: ...
+    @overload
+    def __call__(self, step: NDArray[np.integer[Any]]) -> NDArray[np.float64]: ...
+
+    def __call__(
+        self, step: int | np.integer[Any] | NDArray[np.integer[Any]]
+    ) -> float | NDArray[np.float64]:
+        """The learning rate at a step.
+
+        Args:
+            step: the number of steps taken so far, from 0 to 2**53, or an array of such numbers.
+
+        Returns:
+            A float; for an array a float64 array of its shape, with the same bits.
+
+        Raises:
+            TypeError, ValueError: `step` is not a whole number, or out of range.
+        """
+        if not isinstance(step, np.ndarray):
+            return float(self._at(float(_count("step", step, 0))))
+        if step.dtype.kind not in "iu":
+            raise TypeError(f"step must hold whole numbers, got {step!r}")
+        for extreme in (step.min(), step.max()) if step.size else ():
+            _count("step", extreme, 0)
+        values = np.empty(step.size)
+        with np.errstate(all="ignore"):  # floats overflow to inf and underflow to 0 silently too
+            values[:] = self._at(step.astype(np.float64).ravel())
+        return values.reshape(step.shape)
+
+    def _at(self, step: Number) -> Number:
+        """The value at a step that has been checked: a float, or an array of one dimension."""
+        return self._formula(step, **self._arguments)
+
+    @property
+    def _name(self) -> str:
+        return self._formula.__name__[1:]
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
+        return f"{self._name}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return self._formula is other._formula and self._arguments == other._arguments
+
+    def __hash__(self) -> int:
+        return hash((self._formula, *self._arguments.values()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickle holds the public call, so that it outlives changes in here and is checked again.
+        return partial(globals()[self._name], **self._arguments), ()
+
+
+def constant(lr: float) -> Schedule:
+    """The same learning rate at every step.
+
+    Args:
+        lr: at least 0.
+
+    Raises:
+        TypeError, ValueError: `lr` is not a number, or is negative or not finite.
+
+    Example:
+        >>> from gradstep.schedules import constant
+        >>> constant(0.1)(1000)
+        0.1
+    """
+    return Schedule(_constant, lr=check.non_negative("lr", lr))
+
+
+def _constant(step: Number, lr: float) -> Number:
+    return lr
+
+
+def step_decay(lr: float, every: int, factor: float) -> Schedule:
+    """A staircase: multiplied by `factor` once `every` so many steps.
+
+        lr factor^floor(t / every)
+
+    Args:
+        lr: the first value, at least 0.
+        every: steps on each stair, at least 1.
+        factor: above 0, at most 1.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import step_decay
+        >>> lr = step_decay(0.1, every=30, factor=0.5)
+        >>> lr(29), lr(30), lr(60)
+        (0.1, 0.05, 0.025)
+
+    PyTorch: `StepLR`. For stairs of other widths or heights see `piecewise`.
+    """
+    return Schedule(
+        _step_decay,
+        lr=check.non_negative("lr", lr),
+        every=_count("every", every, 1),
+        factor=_shrinking("factor", factor),
+    )
+
+
+def _step_decay(step: Number, lr: float, every: int, factor: float) -> Number:
+    return lr * _core.power(factor, step // every)
+
+
+def exponential(lr: float, rate: float) -> Schedule:
+    """Multiplied by `rate` at every step.
+
+        lr rate^t
+
+    Args:
+        lr: the first value, at least 0.
+        rate: what remains after one step, above 0 and at most 1. To halve in n steps, `0.5**(1/n)`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import exponential
+        >>> exponential(0.1, rate=0.5)(3)
+        0.0125
+
+    PyTorch: `ExponentialLR`.
+    """
+    return Schedule(
+        _exponential, lr=check.non_negative("lr", lr), rate=_shrinking("rate", rate)
+    )
+
+
+def _exponential(step: Number, lr: float, rate: float) -> Number:
+    return lr * _core.power(rate, step)
+
+
+def inverse_time(lr: float, rate: float) -> Schedule:
+    """Hyperbolic decay: half of `lr` after `1 / rate` steps, a third after twice as many.
+
+        lr / (1 + rate t)
+
+    The sum over all steps diverges and the sum of squares does not, as stochastic approximation
+    asks for.
+
+    Args:
+        lr: the first value, at least 0.
+        rate: per step, at least 0.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import inverse_time
+        >>> inverse_time(0.1, rate=0.01)(100)
+        0.05
+
+    Reference: Robbins and Monro, "A Stochastic Approximation Method" (1951), conditions (6), (26).
+    """
+    return Schedule(
+        _inverse_time,
+        lr=check.non_negative("lr", lr),
+        rate=check.non_negative("rate", rate),
+    )
+
+
+def _inverse_time(step: Number, lr: float, rate: float) -> Number:
+    return lr / (1 + rate * step)
+
+
+def inverse_sqrt(lr: float, warmup_steps: int) -> Schedule:
+    """Linear climb to `lr`, then decay with the square root of the step: the first Transformer's.
+
+        lr min(t / warmup_steps, sqrt(warmup_steps / t))
+
+    Args:
+        lr: the peak, reached at step `warmup_steps`; at least 0.
+        warmup_steps: at least 1, because it also sets the pace of the decay.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import inverse_sqrt
+        >>> lr = inverse_sqrt(0.1, warmup_steps=100)
+        >>> lr(50), lr(100), lr(400)
+        (0.05, 0.1, 0.05)
+
+    Reference: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762), equation (3), with
+    `lr` for `1 / sqrt(d_model warmup_steps)`.
+    """
+    return Schedule(
+        _inverse_sqrt,
+        lr=check.non_negative("lr", lr),
+        warmup_steps=_count("warmup_steps", warmup_steps, 1),
+    )
+
+
+def _inverse_sqrt(step: Number, lr: float, warmup_steps: int) -> Number:
+    # One of the two factors is exactly 1, so that there is no division by step 0.
+    return lr * _passed(step, warmup_steps) * np.sqrt(warmup_steps / np.maximum(step, warmup_steps))
+
+
+def polynomial(lr: float, total_steps: int, power: float = 1.0, min_lr: float = 0.0) -> Schedule:
+    """From `lr` to `min_lr` along a power of the steps left; a straight line by default.
+
+        min_lr + (lr - min_lr) (1 - t / total_steps)^power
+
+    Args:
+        lr: the first value, at least 0.
+        total_steps: steps until `min_lr`, at least 1.
+        power: above 0. 1 is linear, more falls faster at first.
+        min_lr: the last value, from 0 to `lr`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import polynomial
+        >>> polynomial(0.1, total_steps=100)(50), polynomial(0.1, total_steps=100, power=2)(50)
+        (0.05, 0.025)
+
+    PyTorch: `PolynomialLR`, and `LinearLR` with `end_factor` for `min_lr`. Reference: Chen et al.,
+    "DeepLab" (arXiv:1606.00915), section 4.1, with power 0.9.
+    """
+    lr = check.non_negative("lr", lr)
+    return Schedule(
+        _polynomial,
+        lr=lr,
+        total_steps=_count("total_steps", total_steps, 1),
+        power=_number("power", power, lambda x: 0 < x < math.inf, "above 0 and finite"),
+        min_lr=_min_lr(min_lr, lr),
+    )
+
+
+def _polynomial(step: Number, lr: float, total_steps: int, power: float, min_lr: float) -> Number:
+    return _blend(lr, min_lr, _core.power(_left(step, total_steps), power))
+
+
+def cosine(lr: float, total_steps: int, min_lr: float = 0.0) -> Schedule:
+    """From `lr` to `min_lr` along half a cosine wave, flat at both ends.
+
+        min_lr + (lr - min_lr) (1 + cos(pi t / total_steps)) / 2
+
+    Args:
+        lr: the first value, at least 0.
+        total_steps: steps until `min_lr`, at least 1.
+        min_lr: the last value, from 0 to `lr`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import cosine
+        >>> lr = cosine(0.1, total_steps=100)
+        >>> lr(0), lr(50), lr(100), lr(1000)
+        (0.1, 0.05, 0.0, 0.0)
+
+    PyTorch: `CosineAnnealingLR`, which climbs again after `total_steps`. Reference: Loshchilov and
+    Hutter, "SGDR" (arXiv:1608.03983), equation (5).
+    """
+    lr = check.non_negative("lr", lr)
+    return Schedule(
+        _cosine,
+        lr=lr,
+        total_steps=_count("total_steps", total_steps, 1),
+        min_lr=_min_lr(min_lr, lr),
+    )
+
+
+def _cosine(step: Number, lr: float, total_steps: int, min_lr: float) -> Number:
+    return _blend(lr, min_lr, _half_wave(_left(step, total_steps)))
+
+
+def cosine_restarts(
+    lr: float, restart_steps: int, multiplier: int = 1, min_lr: float = 0.0
+) -> Schedule:
+    """Cosine descents that start over at `lr`, each `multiplier` times as long as the one before.
+
+        min_lr + (lr - min_lr) (1 + cos(pi s / n)) / 2, s steps into a descent of n
+
+    Args:
+        lr: the first value of each descent, at least 0.
+        restart_steps: length of the first descent, at least 1.
+        multiplier: a whole number, at least 1.
+        min_lr: what a descent approaches and never reaches, from 0 to `lr`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import cosine_restarts
+        >>> lr = cosine_restarts(0.1, restart_steps=10, multiplier=2)
+        >>> lr(5), lr(10), lr(20), lr(30)
+        (0.05, 0.1, 0.05, 0.1)
+
+    PyTorch: `CosineAnnealingWarmRestarts(T_0, T_mult)`. Reference: Loshchilov and Hutter, "SGDR"
+    (arXiv:1608.03983), section 3.
+    """
+    lr = check.non_negative("lr", lr)
+    return Schedule(
+        _cosine_restarts,
+        lr=lr,
+        restart_steps=_count("restart_steps", restart_steps, 1),
+        multiplier=_count("multiplier", multiplier, 1),
+        min_lr=_min_lr(min_lr, lr),
+    )
+
+
+def _cosine_restarts(
+    step: Number, lr: float, restart_steps: int, multiplier: int, min_lr: float
+) -> Number:
+    if multiplier == 1:
+        start = step - step % restart_steps
+    else:
+        starts = _restarts(restart_steps, multiplier)
+        start = np.take(starts, _piece(step, starts) - 1)
+    # Lengths and starts are both geometric: start = restart_steps (1 + m + m^2 + ...).
+    length = restart_steps + (multiplier - 1) * start
+    return _blend(lr, min_lr, _half_wave((length - (step - start)) / length))
+
+
+@lru_cache
+def _restarts(restart_steps: int, multiplier: int) -> NDArray[np.float64]:
+    """The first step of every descent, for a multiplier above 1."""
+    starts, length = [0], restart_steps
+    while starts[-1] + length <= MAX_STEP:
+        starts.append(starts[-1] + length)
+        length *= multiplier
+    return np.array(starts, np.float64)
+
+
+def one_cycle(
+    max_lr: float,
+    total_steps: int,
+    warmup_fraction: float = 0.3,
+    initial_divisor: float = 25.0,
+    final_divisor: float = 1e4,
+    *,
+    annealing: Literal["cosine", "linear"] = "cosine",
+    three_phase: bool = False,
+) -> Schedule:
+    """One climb to `max_lr`, then one long descent to almost nothing.
+
+        max_lr / initial_divisor                    at step 0
+        max_lr                                      at step warmup_fraction total_steps - 1
+        max_lr / initial_divisor / final_divisor    at step total_steps - 1, and after
+
+    Between these it follows half cosine waves or straight lines. The peak need not be a whole step.
+    With `three_phase` the descent first mirrors the climb, back to the initial value.
+
+    Args:
+        max_lr: the peak, at least 0.
+        total_steps: of the whole cycle, at least 1.
+        warmup_fraction: share of the steps that climb, from 0 to below 1, at most 0.5 with
+            `three_phase`. A climb that ends before step 0 is left out: the cycle begins at its peak.
+        initial_divisor: at least 1.
+        final_divisor: at least 1.
+        annealing: "cosine" or "linear".
+        three_phase: mirror the climb. Default False.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import one_cycle
+        >>> lr = one_cycle(1.0, total_steps=100, warmup_fraction=0.25)
+        >>> lr(0), lr(12), lr(24), lr(99)
+        (0.04, 0.52, 1.0, 4e-06)
+
+    PyTorch: `OneCycleLR`, which for a climb of no steps divides by 0 or misses the peak; momentum
+    is not cycled here. Reference: Smith and Topin, "Super-Convergence" (arXiv:1708.07120).
+    """
+    if not isinstance(annealing, str):
+        raise TypeError(f"annealing must be 'cosine' or 'linear', got {annealing!r}")
+    if annealing not in _ANNEALING:
+        raise ValueError(f"annealing must be 'cosine' or 'linear', got {annealing!r}")
+    three_phase = check.flag("three_phase", three_phase)
+    return Schedule(
+        _one_cycle,
+        max_lr=check.non_negative("max_lr", max_lr),
+        total_steps=_count("total_steps", total_steps, 1),
+        warmup_fraction=_number("warmup_fraction", warmup_fraction, lambda x: 0 <= x <= 0.5, "from 0 to 0.5")
+        if three_phase
+        else _number("warmup_fraction", warmup_fraction, lambda x: 0 <= x < 1, "from 0 to below 1"),
+        initial_divisor=_divisor("initial_divisor", initial_divisor),
+        final_divisor=_divisor("final_divisor", final_divisor),
+        annealing=annealing,
+        three_phase=three_phase,
+    )

@@ -1,0 +1,502 @@
+"""Mini-batches, and a training loop that stops for a reason and says which."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks as check
+from .optimizers import Arrays, Optimizer
+
+Array = NDArray[Any]
+#: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
+LossAndGrad = Callable[..., tuple[float, Arrays]]
+Stop = Literal["callback", "tolerance", "patience", "epochs", "max_steps", "non-finite"]
+Seed = int | np.random.Generator | None
+
+
+class batches:  # noqa: N801 - called like a function, as `range` is
+    """The rows of some arrays in batches: each time it is iterated, one epoch.
+
+    `batch_size="full"` is gradient descent, 1 stochastic and anything between mini-batch gradient
+    descent. Each epoch has a permutation of its own, and yields each row once.
+
+    Args:
+        arrays: one or more, with the same number of rows (the first axis). They are not copied;
+            a `np.memmap` is read batch by batch.
+        batch_size: rows in a batch, at least 1, default 32; the last batch holds what is left, so
+            one larger than the data gives a single batch. Or "full": the arrays themselves,
+            neither copied nor shuffled.
+        shuffle: default True. Without it, batches are views of the arrays.
+        seed: where the permutations start: a whole number, or a `np.random.Generator`, which goes on
+            from where it is; None (default) for another one in every run.
+        drop_last: leave out a last batch that is shorter. Default False.
+
+    Yields:
+        A tuple with the rows of each array; of one array too, so that `f(*batch)` always works.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: no arrays, no rows, arrays of different lengths, a `batch_size` out of its range,
+            or `drop_last` where there is no whole batch.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> x, y = np.arange(10).reshape(5, 2), np.arange(5)
+        >>> epoch = gs.batches(x, y, batch_size=2, seed=0)
+        >>> len(epoch)
+        3
+        >>> [rows.tolist() for _, rows in epoch]
+        [[4, 2], [3, 1], [0]]
+        >>> [rows.tolist() for _, rows in epoch]
+        [[2, 0], [1, 3], [4]]
+
+    References:
+        Bottou, Curiously fast convergence of some stochastic gradient descent algorithms, 2009.
+    """
+
+    def __init__(
+        self,
+        *arrays: Array,
+        batch_size: int | Literal["full"] = 32,
+        shuffle: bool = True,
+        seed: Seed = None,
+        drop_last: bool = False,
+    ) -> None:
+        self._arrays = arrays
+        self._rows = _common_length(arrays)
+        self._size = _batch_size(batch_size)
+        self._shuffle = check.flag("shuffle", shuffle)
+        self._rng = _generator(seed)
+        self._drop_last = check.flag("drop_last", drop_last)
+        if len(self) == 0:
+            raise ValueError(
+                f"drop_last leaves nothing: batch_size is {self._size}, the data has {self._rows} rows"
+            )
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        if self._size is None:
+            return 1
+        whole, rest = divmod(self._rows, self._size)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Array, ...]]:
+        if self._size is None:
+            yield self._arrays
+            return
+        order = self._rng.permutation(self._rows) if self._shuffle else None
+        for i in range(len(self)):
+            rows = slice(i * self._size, (i + 1) * self._size)
+            if order is None:
+                yield tuple([array[rows] for array in self._arrays])
+            else:
+                # For one row, take() has a third of the cost of array[...].
+                yield tuple([array.take(order[rows], axis=0) for array in self._arrays])
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What callbacks are given: the row of the `History`, where it was measured, and the optimizer.
+
+    Args:
+        epoch: its number in this run, from 1.
+        steps: steps taken in this run.
+        loss: mean over the epoch's rows.
+        val_loss: loss of the validation data after the epoch, None without such data.
+        lr: learning rate of the last step.
+        grad_norm: mean over the epoch's steps of the L2 norm over all gradients.
+        seconds: since the run began.
+        opt: the optimizer, with the live parameters.
+
+    Example:
+        >>> from gradstep.training import Epoch
+        >>> def below_one_percent(epoch: Epoch) -> bool:
+        ...     return epoch.loss < 0.01
+    """
+
+    epoch: int
+    steps: int
+    loss: float
+    val_loss: float | None
+    lr: float
+    grad_norm: float
+    seconds: float
+    opt: Optimizer
+
+
+class History(dict[str, list[float]]):
+    """What a run measured: a list per quantity, with an item per epoch.
+
+    The keys are "loss", "val_loss" (where there was validation data), "lr", "grad_norm" and
+    "seconds", as in `Epoch`. An epoch cut short by `max_steps` has its items too; one that met a
+    non-finite number has none.
+
+    Attributes:
+        stop: what ended the run: "callback", "tolerance", "patience", "epochs", "max_steps" or
+            "non-finite".
+        reason: the same in words and numbers.
+        steps: steps that were taken and not undone.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> f = gs.losses.linear(gs.losses.least_squares)
+        >>> opt = gs.SGD(np.zeros(1), lr=0.5)
+        >>> history = gs.train(opt, f, (np.ones((1, 1)), np.ones(1)), epochs=3, seed=0)
+        >>> history
+        <History of 3 epochs, 3 steps; epochs: 3 done>
+        >>> history["loss"]
+        [0.5, 0.125, 0.03125]
+    """
+
+    def __init__(self, validated: bool = False) -> None:
+        names = ["loss", "val_loss", "lr", "grad_norm", "seconds"]
+        super().__init__({name: [] for name in names if validated or name != "val_loss"})
+        self.stop: Stop | None = None
+        self.reason = ""
+        self.steps = 0
+
+    @property
+    def epochs(self) -> int:
+        """The number of items in each list."""
+        return len(self["loss"])
+
+    def __repr__(self) -> str:
+        return f"<History of {self.epochs} epochs, {self.steps} steps; {self.reason}>"
+
+    def _append(self, epoch: Epoch) -> None:
+        for name, values in self.items():
+            values.append(getattr(epoch, name))
+
+
+def train(
+    opt: Optimizer,
+    loss_and_grad: LossAndGrad,
+    data: Sequence[Array],
+    *,
+    batch_size: int | Literal["full"] = 32,
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    tol: float | None = None,
+    patience: int | None = None,
+    validation: Sequence[Array] | None = None,
+    callbacks: Iterable[Callable[[Epoch], object]] = (),
+    progress: bool = True,
+    shuffle: bool = True,
+    seed: Seed = None,
+) -> History:
+    """Step through the data, batch by batch and epoch by epoch, until there is a reason to stop.
+
+    After each epoch the reasons are tried in this order: a callback, `tol`, `patience`, `epochs`,
+    `max_steps`. A non-finite loss or gradient stops the run at once, before its step. Parameters,
+    states and `t` then go back to the last good point: where the first finite loss of an epoch was
+    measured. An exception, or Ctrl-C, passes through and leaves the steps taken so far.
+
+    Args:
+        opt: the optimizer; any but `SAG`, whose step needs a row.
+        loss_and_grad: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its
+            gradients, in the structure of the parameters. See `gradstep.losses.linear`.
+        data: arrays with the same number of rows, such as `(x, y)`.
+        batch_size, shuffle, seed: see `batches`. To go on with a run as if it had not stopped, give
+            the same `np.random.Generator` as `seed` again.
+        epochs: at most so many passes over the data. This, `max_steps` or both must be given.
+        max_steps: at most so many steps.
+        tol: stop when the `grad_norm` of an epoch is at most this, in units of loss per parameter.
+            With batches that is a mean of noisy norms, which need not go to 0.
+        patience: stop after so many epochs without a new best `val_loss` (`loss` without
+            validation): the lowest, or the highest where the optimizer climbs. The parameters stay
+            as they are.
+        validation: arrays for `loss_and_grad`, all at once, after each epoch.
+        callbacks: functions that are given an `Epoch` after each one. A true result stops the run.
+        progress: show a bar on a terminal, if tqdm is installed. Default True.
+
+    Returns:
+        The `History`.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: neither `epochs` nor `max_steps`, a number out of its range, data that is empty
+            or of different lengths. The run has not begun then.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> x = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> y = np.array([1.0, 3.0, 5.0])                           # 1 + 2 x
+        >>> w = np.zeros(2)
+        >>> f = gs.losses.linear(gs.losses.least_squares)
+        >>> history = gs.train(gs.SGD(w, lr=0.5), f, (x, y), batch_size="full", epochs=500, tol=1e-6)
+        >>> history.reason
+        'tolerance: gradient norm 9.52e-07 <= tol 1e-06 after epoch 125'
+        >>> w.round(4)
+        array([1., 2.])
+
+    References:
+        Prechelt, Early stopping - but when?, 1998 (patience).
+    """
+    if not isinstance(opt, Optimizer):
+        raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
+    _check_callable("loss_and_grad", loss_and_grad)
+    _check_arrays("data", data)
+    feed = batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    budget = _Budget(epochs, max_steps)
+    tol = None if tol is None else check.non_negative("tol", tol)
+    best = _Patience(patience, climbs=opt.hyperparameters["maximize"])
+    if validation is not None:
+        _check_arrays("validation", validation)
+    callbacks = list(callbacks)
+    for i, callback in enumerate(callbacks):
+        _check_callable(f"callbacks[{i}]", callback)
+
+    run = _Run(opt, loss_and_grad)
+    history = History(validated=validation is not None)
+    start = time.perf_counter()
+    verdict = budget.verdict(0, 0)
+    with _bar(budget.total_steps(len(feed)), check.flag("progress", progress)) as bar:
+        while verdict is None:
+            number = history.epochs + 1
+            try:
+                loss, grad_norm, lr = run.epoch(islice(feed, budget.left(run.steps)), bar.update)
+            except _NonFiniteError as found:
+                where = f"in epoch {number}, step {run.steps + 1}"
+                verdict = "non-finite", f"non-finite {found} {where}: {run.restore()}"
+                break
+            epoch = Epoch(
+                epoch=number,
+                steps=run.steps,
+                loss=loss,
+                val_loss=None if validation is None else run.loss(validation),
+                lr=lr,
+                grad_norm=grad_norm,
+                seconds=time.perf_counter() - start,
+                opt=opt,
+            )
+            history._append(epoch)
+            bar.set_postfix_str(f"loss {loss:.4g}")
+            verdict = (
+                _asked(callbacks, epoch)
+                or _tolerated(tol, epoch)
+                or best.verdict(epoch)
+                or budget.verdict(number, run.steps)
+            )
+    history.stop, history.reason = verdict
+    history.steps = run.steps
+    return history
+
+
+#: Why to stop, and the words for it.
+Verdict = tuple[Stop, str]
+
+
+class _NonFiniteError(ArithmeticError):
+    """A loss or gradient that must not reach the parameters."""
+
+
+class _Run:
+    """The steps of a run, and the last good point to go back to."""
+
+    def __init__(self, opt: Optimizer, loss_and_grad: LossAndGrad) -> None:
+        self._opt = opt
+        self._loss_and_grad = loss_and_grad
+        self._params = opt.params
+        self.steps = 0
+        self._saved: list[Array] = []
+        self._saved_at = (0, 0, math.nan)
+
+    def epoch(
+        self, epoch: Iterable[tuple[Array, ...]], tick: Callable[[], object]
+    ) -> tuple[float, float, float]:
+        """Step through the batches. Returns mean loss, mean gradient norm and the last `lr`."""
+        opt, loss_and_grad, params = self._opt, self._loss_and_grad, self._params
+        mean_loss = mean_norm = lr = 0.0
+        rows = 0
+        for count, batch in enumerate(epoch, 1):
+            value, grads = loss_and_grad(params, *batch)
+            loss = float(value)
+            if not math.isfinite(loss):
+                raise _NonFiniteError(f"loss {loss}")
+            if count == 1:
+                self._save(loss)
+            norm = _norm(opt._structure.arrays(grads, "grads"))
+            if not math.isfinite(norm):
+                raise _NonFiniteError(f"gradient (norm {norm}, loss {loss:.6g})")
+            lr = opt.current_lr
+            opt.step(grads)
+            self.steps += 1
+            rows += len(batch[0])
+            # As running means, huge losses cannot overflow a sum, and one batch gives its own loss.
+            mean_loss += (loss - mean_loss) * (len(batch[0]) / rows)
+            mean_norm += (norm - mean_norm) / count
+            tick()
+        return mean_loss, mean_norm, lr
+
+    def loss(self, batch: Sequence[Array]) -> float:
+        return float(self._loss_and_grad(self._params, *batch)[0])
+
+    def _save(self, loss: float) -> None:
+        live = self._opt._arrays()
+        # New memory for each epoch would cost more than the copy.
+        self._saved = self._saved or [np.empty_like(array) for array in live]
+        for copy, array in zip(self._saved, live, strict=True):
+            np.copyto(copy, array)
+        self._saved_at = self._opt.t, self.steps, loss
+
+    def restore(self) -> str:
+        """Go back to the last good point. Returns what was done, in words."""
+        if not self._saved:
+            return "nothing was written"
+        for copy, array in zip(self._saved, self._opt._arrays(), strict=True):
+            np.copyto(array, copy)
+        self._opt.t, self.steps, loss = self._saved_at
+        return f"parameters restored to those after step {self.steps}, where the loss was {loss:.6g}"
+
+
+class _Budget:
+    """How long a run may be."""
+
+    def __init__(self, epochs: int | None, max_steps: int | None) -> None:
+        if epochs is None and max_steps is None:
+            raise ValueError("epochs or max_steps must be given, got neither")
+        self._epochs = None if epochs is None else check.integer("epochs", epochs, 0)
+        self._steps = None if max_steps is None else check.integer("max_steps", max_steps, 0)
+
+    def verdict(self, epochs: int, steps: int) -> Verdict | None:
+        if epochs == self._epochs:
+            return "epochs", f"epochs: {epochs} done"
+        if steps == self._steps:
+            return "max_steps", f"max_steps: {steps} taken"
+        return None
+
+    def left(self, steps: int) -> int | None:
+        return None if self._steps is None else self._steps - steps
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        limits = [self._steps, None if self._epochs is None else self._epochs * steps_per_epoch]
+        return min(limit for limit in limits if limit is not None)
+
+
+class _Patience:
+    """The best loss so far, and how long it may stay the best."""
+
+    def __init__(self, epochs: int | None, climbs: bool) -> None:
+        self._epochs = None if epochs is None else check.integer("patience", epochs, 1)
+        self._sign = -1 if climbs else 1
+        self._best = self._sign * math.inf
+        self._when = 0
+
+    def verdict(self, epoch: Epoch) -> Verdict | None:
+        name = "loss" if epoch.val_loss is None else "val_loss"
+        loss: float = getattr(epoch, name)
+        if self._sign * loss < self._sign * self._best:
+            self._best, self._when = loss, epoch.epoch
+        waited = epoch.epoch - self._when
+        if waited != self._epochs:
+            return None
+        best = f"{name} {self._best:.6g} of epoch {self._when}"
+        return "patience", f"patience: {waited} epochs without a better {best}"
+
+
+def _asked(callbacks: Sequence[Callable[[Epoch], object]], epoch: Epoch) -> Verdict | None:
+    asking = [callback for callback in callbacks if callback(epoch)]
+    if not asking:
+        return None
+    name = getattr(asking[0], "__name__", type(asking[0]).__name__)
+    return "callback", f"callback: {name} asked to stop after epoch {epoch.epoch}"
+
+
+def _tolerated(tol: float | None, epoch: Epoch) -> Verdict | None:
+    if tol is None or epoch.grad_norm > tol:
+        return None
+    norms = f"gradient norm {epoch.grad_norm:.3g} <= tol {tol:.3g}"
+    return "tolerance", f"tolerance: {norms} after epoch {epoch.epoch}"
+
+
+def _norm(arrays: Sequence[Array]) -> float:
+    """The L2 norm over all arrays. It is inf or nan where an element is, and only there."""
+    squares = sum([float(np.vdot(array, array)) for array in arrays])
+    if 1e-30 < squares < math.inf:
+        return math.sqrt(squares)
+    # The squares left the range of their dtype; the elements need not have. Once more, in float64
+    # and in units of the largest.
+    top = float(np.max([np.abs(array).max(initial=0) for array in arrays]))
+    if top == 0 or not math.isfinite(top):
+        return top
+    units = [np.divide(array, top, dtype=np.float64) for array in arrays]
+    return top * math.sqrt(sum(float(np.vdot(unit, unit)) for unit in units))
+
+
+class _NoBar:
+    """What is used of a tqdm bar, showing nothing."""
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def update(self) -> None: ...
+
+    def set_postfix_str(self, text: str) -> None: ...
+
+
+def _bar(steps: int, show: bool) -> Any:
+    """A tqdm bar, which hides where there is no terminal."""
+    if not show:
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=steps, unit=" steps", disable=None)
+
+
+def _common_length(arrays: Sequence[Array]) -> int:
+    if not arrays:
+        raise ValueError("arrays must hold at least one array, got none")
+    for i, array in enumerate(arrays):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"arrays[{i}] must be a NumPy array, got {type(array).__name__}")
+        if array.ndim == 0:
+            raise ValueError(f"arrays[{i}] must have rows, got the shape ()")
+        if len(array) != len(arrays[0]):
+            raise ValueError(
+                f"arrays[{i}] must have the {len(arrays[0])} rows of arrays[0], got {len(array)}"
+            )
+    if len(arrays[0]) == 0:
+        raise ValueError("arrays must have at least one row, got 0")
+    return len(arrays[0])
+
+
+def _batch_size(value: int | str) -> int | None:
+    """The rows in a batch, None for all."""
+    if not isinstance(value, str):
+        return check.integer("batch_size", value, 1)
+    if value != "full":
+        raise ValueError(f'batch_size must be a whole number or "full", got {value!r}')
+    return None
+
+
+def _generator(seed: Seed) -> np.random.Generator:
+    known = seed is None or isinstance(seed, np.random.Generator)
+    return np.random.default_rng(seed if known else check.integer("seed", seed, 0))
+
+
+def _check_arrays(name: str, value: object) -> None:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of arrays, got {type(value).__name__}")
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}")

@@ -1,0 +1,112 @@
+"""What the tests share: rules, levels and dtypes, hostile numbers, the comparison of bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradstep import _core, reference
+
+RULES = {rule.name: rule for rule in _core.rules()}
+DTYPES = (np.float32, np.float64)
+LEVELS = [
+    pytest.param(
+        level, marks=pytest.mark.skipif(not runs, reason=f"this processor does not run {level}")
+    )
+    for level, runs in _core.isa_levels().items()
+]
+THREADS = (1, 2, 3, 7)
+SPAN = _core.elements_per_thread
+SMALL_SIZES = (0, 1, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000)
+LARGE_SIZES = (2 * SPAN - 1, 2 * SPAN, 2 * SPAN + 1, 7 * SPAN + 13)
+
+#: Values for every hyper-parameter of every rule, none at its default.
+HYPER = {
+    "lr": 0.0123,
+    "momentum": 0.87,
+    "dampening": 0.3,
+    "lr_decay": 0.01,
+    "eps": 1e-7,
+    "alpha": 0.93,
+    "beta": 0.83,
+    "beta1": 0.88,
+    "beta2": 0.97,
+    "bias_correction": True,
+    "seen": 3.0,
+}
+
+
+def hyper_of(rule: str) -> dict[str, float]:
+    return {name: HYPER[name] for name in RULES[rule].hyperparameters}
+
+
+def hostile(rng: np.random.Generator, size: int, dtype: type) -> np.ndarray:
+    """Numbers from 1e-30 to 1e30 of both signs; NaN, infinities, zeros and denormals among them."""
+    x = (rng.standard_normal(size) * 10.0 ** rng.integers(-30, 31, size)).astype(dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    specials = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -3 * tiny], dtype)
+    where = rng.random(size) < 0.1
+    x[where] = rng.choice(specials, np.count_nonzero(where))
+    return x
+
+
+def mild(rng: np.random.Generator, size: int, dtype: type) -> np.ndarray:
+    return rng.standard_normal(size).astype(dtype)
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray, message: str = "") -> None:
+    """Equal to the last bit, the sign of zero included; any NaN equals any NaN."""
+    assert actual.dtype == expected.dtype, message
+    assert actual.shape == expected.shape, message
+
+    def bits(x: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(x), x.dtype.type(np.nan), x).view(f"u{x.itemsize}")
+
+    np.testing.assert_array_equal(bits(actual), bits(expected), err_msg=message)
+
+
+class Run:
+    """A few steps of a rule on one array, natively or by the oracle."""
+
+    def __init__(self, rule: str, size: int, dtype: type, numbers=hostile, seed: int = 0) -> None:
+        rng = np.random.default_rng([seed, size])
+        self.rule = rule
+        self.w = numbers(rng, size, dtype)
+        self.states = [np.zeros(size, dtype) for _ in RULES[rule].states]
+        self.grads = [numbers(rng, size, dtype) for _ in range(4)]
+        self.options = {"weight_decay": 0.01, "maximize": True, **hyper_of(rule)}
+
+    def by_oracle(self) -> list[np.ndarray]:
+        w, states = self.w.copy(), [state.copy() for state in self.states]
+        for t, g in enumerate(self.grads, 1):
+            reference.step(self.rule, w, g, states, t=t, **self.options)
+        return [w, *states]
+
+    def natively(self, place=np.copy) -> list[np.ndarray]:
+        """`place` copies an array to where it shall lie."""
+        from gradstep import functional
+
+        w, states = place(self.w), [place(state) for state in self.states]
+        for t, g in enumerate(self.grads, 1):
+            getattr(functional, self.rule)(w, place(g), *states, t=t, **self.options)
+        return [w, *states]
+
+
+def python(code: str, **environment: str) -> str:
+    """What a new interpreter prints for `code`; a failure fails the test."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
