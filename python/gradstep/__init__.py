@@ -1,6 +1,6 @@
 """The gradient step on CPUs: update rules as fused native kernels, in place on NumPy arrays."""
 
-from . import functional, reference
+from . import functional, losses, reference, schedules
 from ._core import __version__
 from .optimizers import (
     SAG,
@@ -15,6 +15,7 @@ from .optimizers import (
     WindowSAG,
 )
 from .runtime import get_num_threads, info, set_num_threads
+from .training import History, batches, train
 
 __all__ = [
     "SAG",

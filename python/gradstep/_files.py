@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,25 +35,23 @@ def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, Array]) 
 
 
 def read(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The header and all arrays, or ValueError where the file is not whole."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        meta = json.loads(arrays.pop("meta").tobytes())
-        known = meta["format"] == FORMAT
-    except (
-        AttributeError,
-        EOFError,
-        KeyError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(
-            f"{os.fspath(path)} is not a gradstep state file, or is damaged: {error}"
-        ) from error
+    """The header and all arrays.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is not a state file, or not whole.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            meta = json.loads(arrays.pop("meta").tobytes())
+            known = meta["format"] == FORMAT
+        # A damaged archive makes zipfile and NumPy raise almost anything, OSError and RuntimeError
+        # among it.
+        except Exception as error:
+            message = f"{os.fspath(path)} is not a gradstep state file, or is damaged: {error}"
+            raise ValueError(message) from error
     if not known:
         raise ValueError(f"{os.fspath(path)} has the format {meta['format']!r}, not {FORMAT!r}")
     return meta, arrays

@@ -46,6 +46,8 @@ class Optimizer:
 
     #: The native rules that this class chooses from.
     rules: ClassVar[tuple[str, ...]] = ()
+    #: What carries the steps out; `reference.in_numpy` exchanges it.
+    _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class Optimizer:
             name: [self._initial_state(name, param) for param in self._params]
             for name in self._rule.states
         }
-        self._plan = _core.Plan(
+        self._plan = self._plan_class(
             rule,
             self._params,
             list(self._states.values()),
@@ -860,7 +862,7 @@ class SAG(Optimizer):
         row = check.integer("row", row, 0)
         if row >= self._seen.size:
             raise IndexError(f"row must be below rows={self._seen.size}, got {row}")
-        seen = np.count_nonzero(self._seen) + (not self._seen[row])
+        seen = int(np.count_nonzero(self._seen)) + (not self._seen[row])
         self._advance(grads, row=row, seen=seen)
         self._seen[row] = True
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
+
 Array = NDArray[Any]
+Class = TypeVar("Class")
 
 
 def power(base: float, n: int) -> float:
@@ -190,3 +193,56 @@ def step(
         elif weight_decay != 0:
             g = g + weight_decay * w
         RULES[rule](w, g, *states, t=t, **hyper)
+
+
+class Plan:
+    """The oracle behind an optimizer class: what `_core.Plan` does, in NumPy."""
+
+    def __init__(
+        self,
+        rule: str,
+        params: Sequence[Array],
+        states: Sequence[Sequence[Array]],
+        nouns: Sequence[str],
+        suffixes: Sequence[str],
+    ) -> None:
+        self.rule, self.params, self.states, self.t = rule, params, states, 0
+        names = (r.hyperparameters for r in _core.rules() if r.name == rule)
+        self.hyper_names = next(names)
+
+    def step(
+        self,
+        grads: Sequence[Array],
+        hyper: Sequence[float],
+        weight_decay: float,
+        maximize: bool,
+        row: int = 0,
+    ) -> None:
+        self.t += 1
+        named = dict(zip(self.hyper_names, hyper, strict=True))
+        for i, (w, g) in enumerate(zip(self.params, grads, strict=True)):
+            # A state with an axis more than its parameter has rows; this step's is a view.
+            states = [s[i] if s[i].ndim == w.ndim else s[i][row, ...] for s in self.states]
+            step(
+                self.rule,
+                w,
+                g,
+                states,
+                t=self.t,
+                weight_decay=weight_decay,
+                maximize=maximize,
+                **named,
+            )
+
+
+def in_numpy(cls: type[Class]) -> type[Class]:
+    """An optimizer class with the same arguments and results, whose steps are NumPy's.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.ones(2)
+        >>> gs.reference.in_numpy(gs.Adam)(w, lr=0.1).step(np.array([0.1, 10.0]))
+        >>> w.round(6)
+        array([0.9, 0.9])
+    """
+    return type(f"NumPy{cls.__name__}", (cls,), {"_plan_class": Plan})

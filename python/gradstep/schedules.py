@@ -12,11 +12,12 @@ and boundaries are whole numbers of optimizer steps. `t` is the step in the form
 from __future__ import annotations
 
 import math
+import numbers
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,8 @@ MAX_STEP = 2**53
 
 #: A float or a float64 array: each formula is written once for both, so their bits are the same.
 Number = Any
+
+Item = TypeVar("Item")
 
 
 class Schedule:
@@ -199,9 +202,7 @@ def exponential(lr: float, rate: float) -> Schedule:
 
     PyTorch: `ExponentialLR`.
     """
-    return Schedule(
-        _exponential, lr=check.non_negative("lr", lr), rate=_shrinking("rate", rate)
-    )
+    return Schedule(_exponential, lr=check.non_negative("lr", lr), rate=_shrinking("rate", rate))
 
 
 def _exponential(step: Number, lr: float, rate: float) -> Number:
@@ -228,7 +229,7 @@ def inverse_time(lr: float, rate: float) -> Schedule:
         >>> inverse_time(0.1, rate=0.01)(100)
         0.05
 
-    Reference: Robbins and Monro, "A Stochastic Approximation Method" (1951), conditions (6), (26).
+    Reference: Robbins and Monro, "A Stochastic Approximation Method" (1951).
     """
     return Schedule(
         _inverse_time,
@@ -294,7 +295,7 @@ def polynomial(lr: float, total_steps: int, power: float = 1.0, min_lr: float = 
         (0.05, 0.025)
 
     PyTorch: `PolynomialLR`, and `LinearLR` with `end_factor` for `min_lr`. Reference: Chen et al.,
-    "DeepLab" (arXiv:1606.00915), section 4.1, with power 0.9.
+    "DeepLab" (arXiv:1606.00915), with power 0.9.
     """
     lr = check.non_negative("lr", lr)
     return Schedule(
@@ -425,8 +426,8 @@ def one_cycle(
     Args:
         max_lr: the peak, at least 0.
         total_steps: of the whole cycle, at least 1.
-        warmup_fraction: share of the steps that climb, from 0 to below 1, at most 0.5 with
-            `three_phase`. A climb that ends before step 0 is left out: the cycle begins at its peak.
+        warmup_fraction: share of the steps that climb, from 0 to below 1, or to below 0.5
+            with `three_phase`. Where they are less than one step, the cycle begins at its peak.
         initial_divisor: at least 1.
         final_divisor: at least 1.
         annealing: "cosine" or "linear".
@@ -449,15 +450,298 @@ def one_cycle(
     if annealing not in _ANNEALING:
         raise ValueError(f"annealing must be 'cosine' or 'linear', got {annealing!r}")
     three_phase = check.flag("three_phase", three_phase)
+    end = 0.5 if three_phase else 1.0
     return Schedule(
         _one_cycle,
         max_lr=check.non_negative("max_lr", max_lr),
         total_steps=_count("total_steps", total_steps, 1),
-        warmup_fraction=_number("warmup_fraction", warmup_fraction, lambda x: 0 <= x <= 0.5, "from 0 to 0.5")
-        if three_phase
-        else _number("warmup_fraction", warmup_fraction, lambda x: 0 <= x < 1, "from 0 to below 1"),
+        warmup_fraction=_number(
+            "warmup_fraction", warmup_fraction, lambda x: 0 <= x < end, f"from 0 to below {end}"
+        ),
         initial_divisor=_divisor("initial_divisor", initial_divisor),
         final_divisor=_divisor("final_divisor", final_divisor),
         annealing=annealing,
         three_phase=three_phase,
     )
+
+
+def _one_cycle(
+    step: Number,
+    max_lr: float,
+    total_steps: int,
+    warmup_fraction: float,
+    initial_divisor: float,
+    final_divisor: float,
+    annealing: str,
+    three_phase: bool,
+) -> Number:
+    initial_lr = max_lr / initial_divisor
+    climb = max(warmup_fraction * total_steps - 1, 0.0)
+    wave = _ANNEALING[annealing]
+    # A phase that has not begun weighs exactly 1 on the side of the phases before it.
+    lr = _blend(initial_lr, max_lr, wave(_left(step, climb)))
+    before = climb
+    if three_phase:
+        lr = _blend(lr, initial_lr, wave(_left(step - before, climb)))
+        before += climb
+    descent = total_steps - 1 - before
+    return _blend(lr, initial_lr / final_divisor, wave(_left(step - before, descent)))
+
+
+def warmup_stable_decay(
+    lr: float, warmup_steps: int, stable_steps: int, decay_steps: int, min_lr: float = 0.0
+) -> Schedule:
+    """A trapezoid: linear climb to `lr`, a plateau, linear descent to `min_lr`.
+
+        lr t / warmup_steps                              for t < warmup_steps
+        lr                                               for the next stable_steps
+        min_lr + (lr - min_lr) (1 - s / decay_steps)     s steps into the descent
+
+    Args:
+        lr: the plateau, at least 0.
+        warmup_steps: at least 0.
+        stable_steps: at least 0.
+        decay_steps: at least 1.
+        min_lr: the last value, from 0 to `lr`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import warmup_stable_decay
+        >>> lr = warmup_stable_decay(0.1, warmup_steps=10, stable_steps=70, decay_steps=20)
+        >>> lr(5), lr(10), lr(80), lr(90), lr(100)
+        (0.05, 0.1, 0.1, 0.05, 0.0)
+
+    Reference: Hu et al., "MiniCPM" (arXiv:2404.06395), section 4.
+    """
+    lr = check.non_negative("lr", lr)
+    return Schedule(
+        _warmup_stable_decay,
+        lr=lr,
+        warmup_steps=_count("warmup_steps", warmup_steps, 0),
+        stable_steps=_count("stable_steps", stable_steps, 0),
+        decay_steps=_count("decay_steps", decay_steps, 1),
+        min_lr=_min_lr(min_lr, lr),
+    )
+
+
+def _warmup_stable_decay(
+    step: Number, lr: float, warmup_steps: int, stable_steps: int, decay_steps: int, min_lr: float
+) -> Number:
+    left = _left(step - (warmup_steps + stable_steps), decay_steps)
+    return _blend(lr * _passed(step, warmup_steps), min_lr, left)
+
+
+def warmup(schedule: Schedule | float, steps: int, start: float = 0.0) -> Schedule:
+    """A linear climb before any schedule, which begins when the climb is over.
+
+        (start + (1 - start) t / steps) schedule(0)    for t < steps
+        schedule(t - steps)                            from then on
+
+    Args:
+        schedule: a schedule, or a learning rate for `constant`.
+        steps: length of the climb, at least 0. It comes on top of the schedule's own steps.
+        start: the first value as a share of `schedule(0)`, from 0 to 1. With 0 the first step does
+            not move the parameters.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of its range.
+
+    Example:
+        >>> from gradstep.schedules import cosine, warmup
+        >>> lr = warmup(cosine(0.1, total_steps=100), steps=10)
+        >>> lr(0), lr(5), lr(10), lr(60), lr(110)
+        (0.0, 0.05, 0.1, 0.05, 0.0)
+
+    PyTorch: `SequentialLR` of `LinearLR(start_factor=start)` and the schedule. Reference: Goyal et
+    al., "Accurate, Large Minibatch SGD" (arXiv:1706.02677), section 2.2.
+    """
+    return Schedule(
+        _warmup,
+        schedule=_schedule("schedule", schedule),
+        steps=_count("steps", steps, 0),
+        start=_number("start", start, lambda x: 0 <= x <= 1, "from 0 to 1"),
+    )
+
+
+def _warmup(step: Number, schedule: Schedule, steps: int, start: float) -> Number:
+    climb = start + (1 - start) * _passed(step, steps)  # exactly 1 at the end, for every start
+    return climb * schedule._at(np.maximum(step - steps, 0.0))
+
+
+def piecewise(boundaries: Sequence[int], values: Sequence[float]) -> Schedule:
+    """A value for each stretch between boundaries.
+
+        values[k] for boundaries[k-1] <= t < boundaries[k]
+
+    Args:
+        boundaries: the first step of each value but the first: increasing, at least 1.
+        values: one more than boundaries, each at least 0.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, length, order or range.
+
+    Example:
+        >>> from gradstep.schedules import piecewise
+        >>> lr = piecewise([30, 60], [0.1, 0.05, 0.01])
+        >>> lr(29), lr(30), lr(60)
+        (0.1, 0.05, 0.01)
+
+    PyTorch: `MultiStepLR`, which multiplies instead.
+    """
+    boundaries = _boundaries(boundaries)
+    return Schedule(
+        _piecewise,
+        boundaries=boundaries,
+        values=_pieces("values", values, boundaries, check.non_negative),
+    )
+
+
+def _piecewise(step: Number, boundaries: tuple[int, ...], values: tuple[float, ...]) -> Number:
+    return np.take(values, _piece(step, boundaries))
+
+
+def join(schedules: Sequence[Schedule | float], boundaries: Sequence[int]) -> Schedule:
+    """Schedules one after the other, each of which counts its own steps from where it begins.
+
+        schedules[k](t - boundaries[k-1]) for boundaries[k-1] <= t < boundaries[k]
+
+    Args:
+        schedules: one more than boundaries; a number stands for `constant`.
+        boundaries: the first step of each schedule but the first: increasing, at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, length, order or range.
+
+    Example:
+        >>> from gradstep.schedules import cosine, join
+        >>> lr = join([0.1, cosine(0.1, total_steps=20)], [80])
+        >>> lr(79), lr(80), lr(90), lr(100)
+        (0.1, 0.1, 0.05, 0.0)
+
+    PyTorch: `SequentialLR`. optax: `join_schedules`.
+    """
+    boundaries = _boundaries(boundaries)
+    return Schedule(
+        _join,
+        schedules=_pieces("schedules", schedules, boundaries, _schedule),
+        boundaries=boundaries,
+    )
+
+
+def _join(step: Number, schedules: tuple[Schedule, ...], boundaries: tuple[int, ...]) -> Number:
+    starts = (0, *boundaries)
+    piece = _piece(step, boundaries)
+    if isinstance(step, float):
+        return schedules[piece]._at(step - starts[piece])
+    values = np.empty(step.shape)
+    for k, (schedule, start) in enumerate(zip(schedules, starts, strict=True)):
+        here = piece == k
+        values[here] = schedule._at(step[here] - start)
+    return values
+
+
+# What the formulas share ------------------------------------------------------------------------
+
+
+def _passed(step: Number, steps: float) -> Number:
+    """The share of `steps` that has passed: from 0 up to 1, and 1 where there are none."""
+    return 1.0 if steps == 0 else _clip(step / steps)
+
+
+def _left(step: Number, steps: float) -> Number:
+    """The share of `steps` that is left: from 1 down to 0, and 0 where there are none.
+
+    It keeps the last bits near the end, which `1 - _passed(step, steps)` would lose.
+    """
+    return 0.0 if steps == 0 else _clip((steps - step) / steps)
+
+
+def _clip(share: Number) -> Number:
+    # np.clip takes ten times as long for a float.
+    return min(max(share, 0.0), 1.0) if isinstance(share, float) else np.clip(share, 0.0, 1.0)
+
+
+def _blend(first: Number, last: Number, weight: Number) -> Number:
+    """From `first` at weight 1 to `last` at weight 0, exact at both ends."""
+    return first * weight + last * (1 - weight)
+
+
+def _half_wave(left: Number) -> Number:
+    return (1 - _core.cos_pi(left)) / 2
+
+
+def _straight(left: Number) -> Number:
+    return left
+
+
+_ANNEALING: dict[str, Callable[[Number], Number]] = {"cosine": _half_wave, "linear": _straight}
+
+
+def _piece(step: Number, boundaries: Any) -> Any:
+    """How many boundaries have been reached."""
+    if isinstance(step, float):
+        return bisect_right(boundaries, step)
+    return np.searchsorted(boundaries, step, side="right")
+
+
+# Checks of arguments ----------------------------------------------------------------------------
+
+
+def _number(name: str, value: Any, within: Callable[[float], bool], meaning: str) -> float:
+    x = check.number(name, value)
+    if not within(x):
+        raise ValueError(f"{name} must be {meaning}, got {x}")
+    return x
+
+
+def _shrinking(name: str, value: Any) -> float:
+    return _number(name, value, lambda x: 0 < x <= 1, "above 0 and at most 1")
+
+
+def _divisor(name: str, value: Any) -> float:
+    return _number(name, value, lambda x: 1 <= x < math.inf, "at least 1 and finite")
+
+
+def _min_lr(value: Any, lr: float) -> float:
+    return _number("min_lr", value, lambda x: 0 <= x <= lr, f"from 0 to lr, {lr}")
+
+
+def _count(name: str, value: Any, minimum: int) -> int:
+    steps = check.integer(name, value, minimum)
+    if steps > MAX_STEP:
+        raise ValueError(f"{name} must be at most 2**53, got {steps}")
+    return steps
+
+
+def _schedule(name: str, value: Any) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a Schedule or a number, got {value!r}")
+    return Schedule(_constant, lr=check.non_negative(name, value))
+
+
+def _items(name: str, values: Any, item: Callable[[str, Any], Item]) -> tuple[Item, ...]:
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a list or tuple, got {values!r}")
+    return tuple(item(f"{name}[{k}]", value) for k, value in enumerate(values))
+
+
+def _boundaries(values: Any) -> tuple[int, ...]:
+    steps = _items("boundaries", values, lambda name, value: _count(name, value, 1))
+    if any(b <= a for a, b in pairwise(steps)):
+        raise ValueError(f"boundaries must increase, got {values!r}")
+    return steps
+
+
+def _pieces(
+    name: str, values: Any, boundaries: tuple[int, ...], item: Callable[[str, Any], Item]
+) -> tuple[Item, ...]:
+    pieces = _items(name, values, item)
+    if len(pieces) != len(boundaries) + 1:
+        raise ValueError(
+            f"{name} must be {len(boundaries) + 1}, one more than boundaries, got {values!r}"
+        )
+    return pieces

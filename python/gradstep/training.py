@@ -20,6 +20,8 @@ Array = NDArray[Any]
 #: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
 LossAndGrad = Callable[..., tuple[float, Arrays]]
 Stop = Literal["callback", "tolerance", "patience", "epochs", "max_steps", "non-finite"]
+#: Why to stop, and the words for it.
+Verdict = tuple[Stop, str]
 Seed = int | np.random.Generator | None
 
 
@@ -36,8 +38,8 @@ class batches:  # noqa: N801 - called like a function, as `range` is
             one larger than the data gives a single batch. Or "full": the arrays themselves,
             neither copied nor shuffled.
         shuffle: default True. Without it, batches are views of the arrays.
-        seed: where the permutations start: a whole number, or a `np.random.Generator`, which goes on
-            from where it is; None (default) for another one in every run.
+        seed: where the permutations start: a whole number, or a `np.random.Generator`, which goes
+            on from where it is; None (default) for another start in every run.
         drop_last: leave out a last batch that is shorter. Default False.
 
     Yields:
@@ -45,8 +47,8 @@ class batches:  # noqa: N801 - called like a function, as `range` is
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: no arrays, no rows, arrays of different lengths, a `batch_size` out of its range,
-            or `drop_last` where there is no whole batch.
+        ValueError: no arrays, no rows, arrays of different lengths, a `batch_size` out of its
+            range, or `drop_last` where there is no whole batch.
 
     Example:
         >>> import numpy as np, gradstep as gs
@@ -55,9 +57,9 @@ class batches:  # noqa: N801 - called like a function, as `range` is
         >>> len(epoch)
         3
         >>> [rows.tolist() for _, rows in epoch]
-        [[4, 2], [3, 1], [0]]
+        [[2, 4], [3, 0], [1]]
         >>> [rows.tolist() for _, rows in epoch]
-        [[2, 0], [1, 3], [4]]
+        [[4, 1], [2, 0], [3]]
 
     References:
         Bottou, Curiously fast convergence of some stochastic gradient descent algorithms, 2009.
@@ -79,7 +81,7 @@ class batches:  # noqa: N801 - called like a function, as `range` is
         self._drop_last = check.flag("drop_last", drop_last)
         if len(self) == 0:
             raise ValueError(
-                f"drop_last leaves nothing: batch_size is {self._size}, the data has {self._rows} rows"
+                f"drop_last=True leaves nothing of {self._rows} rows, batch_size is {self._size}"
             )
 
     def __len__(self) -> int:
@@ -93,14 +95,11 @@ class batches:  # noqa: N801 - called like a function, as `range` is
         if self._size is None:
             yield self._arrays
             return
-        order = self._rng.permutation(self._rows) if self._shuffle else None
+        order = np.random.default_rng(0).permutation(self._rows) if self._shuffle else None
         for i in range(len(self)):
             rows = slice(i * self._size, (i + 1) * self._size)
-            if order is None:
-                yield tuple([array[rows] for array in self._arrays])
-            else:
-                # For one row, take() has a third of the cost of array[...].
-                yield tuple([array.take(order[rows], axis=0) for array in self._arrays])
+            index = rows if order is None else order[rows]
+            yield tuple([array[index] for array in self._arrays])
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,14 @@ class Epoch:
         opt: the optimizer, with the live parameters.
 
     Example:
-        >>> from gradstep.training import Epoch
-        >>> def below_one_percent(epoch: Epoch) -> bool:
-        ...     return epoch.loss < 0.01
+        >>> import numpy as np, gradstep as gs
+        >>> def good_enough(epoch):
+        ...     return epoch.loss < 0.2
+        >>> f = gs.losses.linear(gs.losses.least_squares)
+        >>> opt = gs.SGD(np.zeros(1), lr=0.5)
+        >>> data = np.ones((1, 1)), np.ones(1)
+        >>> gs.train(opt, f, data, epochs=9, callbacks=[good_enough]).reason
+        'callback: good_enough asked to stop after epoch 2'
     """
 
     epoch: int
@@ -232,9 +236,10 @@ def train(
         >>> y = np.array([1.0, 3.0, 5.0])                           # 1 + 2 x
         >>> w = np.zeros(2)
         >>> f = gs.losses.linear(gs.losses.least_squares)
-        >>> history = gs.train(gs.SGD(w, lr=0.5), f, (x, y), batch_size="full", epochs=500, tol=1e-6)
+        >>> opt = gs.SGD(w, lr=0.5)
+        >>> history = gs.train(opt, f, (x, y), batch_size="full", epochs=500, tol=1e-6)
         >>> history.reason
-        'tolerance: gradient norm 9.52e-07 <= tol 1e-06 after epoch 125'
+        'tolerance: gradient norm 9.36e-07 <= tol 1e-06 after epoch 78'
         >>> w.round(4)
         array([1., 2.])
 
@@ -243,56 +248,31 @@ def train(
     """
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
-    _check_callable("loss_and_grad", loss_and_grad)
-    _check_arrays("data", data)
+    _check_sequence("data", data)
     feed = batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed)
-    budget = _Budget(epochs, max_steps)
+    limit, spent = _limit(epochs, max_steps, len(feed))
     tol = None if tol is None else check.non_negative("tol", tol)
     best = _Patience(patience, climbs=opt.hyperparameters["maximize"])
-    if validation is not None:
-        _check_arrays("validation", validation)
     callbacks = list(callbacks)
     for i, callback in enumerate(callbacks):
         _check_callable(f"callbacks[{i}]", callback)
-
-    run = _Run(opt, loss_and_grad)
+    run = _Run(opt, loss_and_grad, validation)
     history = History(validated=validation is not None)
-    start = time.perf_counter()
-    verdict = budget.verdict(0, 0)
-    with _bar(budget.total_steps(len(feed)), check.flag("progress", progress)) as bar:
-        while verdict is None:
-            number = history.epochs + 1
+
+    verdict: Verdict | None = None
+    with _bar(limit, check.flag("progress", progress)) as bar:
+        while verdict is None and run.steps < limit:
             try:
-                loss, grad_norm, lr = run.epoch(islice(feed, budget.left(run.steps)), bar.update)
+                epoch = run.epoch(islice(feed, limit - run.steps), bar.update)
             except _NonFiniteError as found:
-                where = f"in epoch {number}, step {run.steps + 1}"
-                verdict = "non-finite", f"non-finite {found} {where}: {run.restore()}"
-                break
-            epoch = Epoch(
-                epoch=number,
-                steps=run.steps,
-                loss=loss,
-                val_loss=None if validation is None else run.loss(validation),
-                lr=lr,
-                grad_norm=grad_norm,
-                seconds=time.perf_counter() - start,
-                opt=opt,
-            )
-            history._append(epoch)
-            bar.set_postfix_str(f"loss {loss:.4g}")
-            verdict = (
-                _asked(callbacks, epoch)
-                or _tolerated(tol, epoch)
-                or best.verdict(epoch)
-                or budget.verdict(number, run.steps)
-            )
-    history.stop, history.reason = verdict
+                verdict = "non-finite", f"non-finite {found}: {run.restore()}"
+            else:
+                history._append(epoch)
+                bar.set_postfix_str(f"loss {epoch.loss:.4g}")
+                verdict = _asked(callbacks, epoch) or _tolerated(tol, epoch) or best.verdict(epoch)
+    history.stop, history.reason = verdict or spent
     history.steps = run.steps
     return history
-
-
-#: Why to stop, and the words for it.
-Verdict = tuple[Stop, str]
 
 
 class _NonFiniteError(ArithmeticError):
@@ -302,43 +282,64 @@ class _NonFiniteError(ArithmeticError):
 class _Run:
     """The steps of a run, and the last good point to go back to."""
 
-    def __init__(self, opt: Optimizer, loss_and_grad: LossAndGrad) -> None:
+    def __init__(
+        self, opt: Optimizer, loss_and_grad: LossAndGrad, validation: Sequence[Array] | None
+    ) -> None:
+        _check_callable("loss_and_grad", loss_and_grad)
+        if validation is not None:
+            _check_sequence("validation", validation)
         self._opt = opt
-        self._loss_and_grad = loss_and_grad
         self._params = opt.params
+        self._loss_and_grad = loss_and_grad
+        self._validation = validation
+        self._start = time.perf_counter()
+        self._epochs = 0
         self.steps = 0
         self._saved: list[Array] = []
         self._saved_at = (0, 0, math.nan)
 
-    def epoch(
-        self, epoch: Iterable[tuple[Array, ...]], tick: Callable[[], object]
-    ) -> tuple[float, float, float]:
-        """Step through the batches. Returns mean loss, mean gradient norm and the last `lr`."""
+    def epoch(self, feed: Iterable[tuple[Array, ...]], tick: Callable[[], object]) -> Epoch:
+        """Step through the batches of `feed`."""
         opt, loss_and_grad, params = self._opt, self._loss_and_grad, self._params
-        mean_loss = mean_norm = lr = 0.0
+        loss = norm = lr = 0.0
         rows = 0
-        for count, batch in enumerate(epoch, 1):
+        for count, batch in enumerate(feed, 1):
             value, grads = loss_and_grad(params, *batch)
-            loss = float(value)
-            if not math.isfinite(loss):
-                raise _NonFiniteError(f"loss {loss}")
+            batch_loss = float(value)
+            self._check_finite("loss", batch_loss)
             if count == 1:
-                self._save(loss)
-            norm = _norm(opt._structure.arrays(grads, "grads"))
-            if not math.isfinite(norm):
-                raise _NonFiniteError(f"gradient (norm {norm}, loss {loss:.6g})")
+                self._save(batch_loss)
+            batch_norm = _norm(opt._structure.arrays(grads, "grads"))
+            self._check_finite("gradient norm", batch_norm)
             lr = opt.current_lr
             opt.step(grads)
             self.steps += 1
             rows += len(batch[0])
-            # As running means, huge losses cannot overflow a sum, and one batch gives its own loss.
-            mean_loss += (loss - mean_loss) * (len(batch[0]) / rows)
-            mean_norm += (norm - mean_norm) / count
+            # Running means: huge losses cannot overflow a sum, and one batch gives its very loss.
+            loss += (batch_loss - loss) * (len(batch[0]) / rows)
+            norm += (batch_norm - norm) / count
             tick()
-        return mean_loss, mean_norm, lr
+        self._epochs += 1
+        return Epoch(
+            epoch=self._epochs,
+            steps=self.steps,
+            loss=loss,
+            val_loss=self._val_loss(),
+            lr=lr,
+            grad_norm=norm,
+            seconds=time.perf_counter() - self._start,
+            opt=opt,
+        )
 
-    def loss(self, batch: Sequence[Array]) -> float:
-        return float(self._loss_and_grad(self._params, *batch)[0])
+    def _val_loss(self) -> float | None:
+        if self._validation is None:
+            return None
+        return float(self._loss_and_grad(self._params, *self._validation)[0])
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            where = f"in epoch {self._epochs + 1}, step {self.steps + 1}"
+            raise _NonFiniteError(f"{name} {value} {where}")
 
     def _save(self, loss: float) -> None:
         live = self._opt._arrays()
@@ -355,31 +356,21 @@ class _Run:
         for copy, array in zip(self._saved, self._opt._arrays(), strict=True):
             np.copyto(array, copy)
         self._opt.t, self.steps, loss = self._saved_at
-        return f"parameters restored to those after step {self.steps}, where the loss was {loss:.6g}"
+        return f"parameters restored to those after step {self.steps}, of loss {loss:.6g}"
 
 
-class _Budget:
-    """How long a run may be."""
-
-    def __init__(self, epochs: int | None, max_steps: int | None) -> None:
-        if epochs is None and max_steps is None:
-            raise ValueError("epochs or max_steps must be given, got neither")
-        self._epochs = None if epochs is None else check.integer("epochs", epochs, 0)
-        self._steps = None if max_steps is None else check.integer("max_steps", max_steps, 0)
-
-    def verdict(self, epochs: int, steps: int) -> Verdict | None:
-        if epochs == self._epochs:
-            return "epochs", f"epochs: {epochs} done"
-        if steps == self._steps:
-            return "max_steps", f"max_steps: {steps} taken"
-        return None
-
-    def left(self, steps: int) -> int | None:
-        return None if self._steps is None else self._steps - steps
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        limits = [self._steps, None if self._epochs is None else self._epochs * steps_per_epoch]
-        return min(limit for limit in limits if limit is not None)
+def _limit(epochs: int | None, max_steps: int | None, per_epoch: int) -> tuple[int, Verdict]:
+    """The steps that a run may take, and the verdict when it has taken them."""
+    if epochs is None and max_steps is None:
+        raise ValueError("epochs or max_steps must be given, got neither")
+    limits: list[tuple[int, Verdict]] = []
+    if epochs is not None:
+        epochs = check.integer("epochs", epochs, 0)
+        limits.append((epochs * per_epoch, ("epochs", f"epochs: {epochs} done")))
+    if max_steps is not None:
+        max_steps = check.integer("max_steps", max_steps, 0)
+        limits.append((max_steps, ("max_steps", f"max_steps: {max_steps} taken")))
+    return min(limits, key=lambda limit: limit[0])
 
 
 class _Patience:
@@ -492,7 +483,7 @@ def _generator(seed: Seed) -> np.random.Generator:
     return np.random.default_rng(seed if known else check.integer("seed", seed, 0))
 
 
-def _check_arrays(name: str, value: object) -> None:
+def _check_sequence(name: str, value: object) -> None:
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{name} must be a tuple of arrays, got {type(value).__name__}")
 

@@ -1,0 +1,73 @@
+"""PyTorch as the second opinion, wherever it has the rule: 50 steps in float64, 1e-12 relative."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+
+torch = pytest.importorskip("torch", reason="no PyTorch, no second opinion")
+
+CASES = [
+    ("SGD", {"lr": 0.05}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 0.4}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    ("Adagrad", {"lr": 0.05}),
+    ("Adagrad", {"lr": 0.05, "lr_decay": 0.1, "initial_accumulator_value": 0.3, "eps": 1e-4}),
+    ("RMSprop", {"lr": 0.01}),
+    ("RMSprop", {"lr": 0.01, "alpha": 0.9, "centered": True, "eps": 1e-3}),
+    ("RMSprop", {"lr": 0.01, "momentum": 0.9}),
+    ("RMSprop", {"lr": 0.01, "momentum": 0.8, "centered": True, "eps": 1e-2}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "amsgrad": True}),
+    ("AdamW", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.2, "amsgrad": True}),
+]
+COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
+
+
+def gradient(w, t):
+    """Of a badly scaled quadratic with a ripple, so that moments of all sizes occur."""
+    scale = 10.0 ** np.linspace(-2, 1, w.size)
+    return 0.1 * scale * (w - 1) + np.sin(3 * w + t)
+
+
+@pytest.mark.parametrize("common", COMMON, ids=lambda c: "-".join(c) or "plain")
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_fifty_steps(name, options, common):
+    start = np.random.default_rng(0).standard_normal(37)
+    ours, theirs = start.copy(), torch.tensor(start, requires_grad=True)
+    opt = getattr(gs, name)(ours, **{**options, **common})
+    their_opt = getattr(torch.optim, name)([theirs], **{**options, **common})
+    for t in range(50):
+        opt.step(gradient(ours, t))
+        theirs.grad = torch.tensor(gradient(theirs.detach().numpy(), t))
+        their_opt.step()
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12)
+    assert abs(ours - start).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adam", "AdamW"])
+def test_defaults_are_the_same(name):
+    ours = getattr(gs, name)(np.ones(3)).hyperparameters
+    theirs = getattr(torch.optim, name)([torch.ones(3)]).defaults
+    for i, beta in enumerate(theirs.pop("betas", ()), 1):
+        theirs[f"beta{i}"] = beta
+    shared = ours.keys() & theirs.keys()
+    assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
+    assert {"lr", "weight_decay"} <= shared
+
+
+def test_beside_torch_in_one_process():
+    """Both have an OpenMP runtime; a step between two of torch's gives the same bits."""
+    w = np.ones(200_000, np.float32)
+    opt = gs.Adam(w, lr=0.1)
+    other = torch.ones(200_000, requires_grad=True)
+    adam = torch.optim.Adam([other], lr=0.1, fused=True)
+    for _ in range(5):
+        opt.step(np.ones(200_000, np.float32))
+        other.grad = torch.ones(200_000)
+        adam.step()
+    np.testing.assert_allclose(w, other.detach().numpy(), rtol=1e-5)

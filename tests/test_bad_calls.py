@@ -1,0 +1,310 @@
+"""A call that cannot be right raises, names what is wrong, and has changed nothing."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import functional
+from oracle import python
+
+NAN, INF = float("nan"), float("inf")
+
+
+def ones(*shape, dtype=np.float64):
+    return np.ones(shape or 3, dtype)
+
+
+def readonly(array):
+    array.setflags(write=False)
+    return array
+
+
+def misaligned(n=3):
+    return np.zeros(8 * n + 1, np.uint8)[1:].view(np.float64)
+
+
+whole = np.ones(6)
+
+BAD_PARAMS = [
+    (np.ones(3, int), TypeError, "params must have dtype float32 or float64, got int64"),
+    (np.ones(3, np.float16), TypeError, "params must have dtype float32 or float64, got float16"),
+    (np.ones(3, complex), TypeError, "got complex128"),
+    (np.ones(3, object), TypeError, "got object"),
+    (
+        np.ones(3, ">f8"),
+        TypeError,
+        "params must have the byte order of this machine, got dtype >f8",
+    ),
+    (np.ones((4, 4))[:, 1], ValueError, "params must be C-contiguous, got shape (4,)"),
+    (np.ones((2, 3)).T, ValueError, "with strides (8, 24)"),
+    (np.broadcast_to(np.ones(1), 3), ValueError, "params must be C-contiguous"),
+    (readonly(np.ones(3)), ValueError, "params is read-only"),
+    (misaligned(), ValueError, "params must be aligned to its 8-byte elements"),
+    (np.ma.ones(3), TypeError, "masked array"),
+    ([1.0, 2.0], TypeError, "params[0] must be a numpy.ndarray, got float"),
+    ([[np.ones(3)]], TypeError, "params[0] must be a numpy.ndarray, got list"),
+    ({"w": None}, TypeError, "params['w'] must be a numpy.ndarray, got NoneType"),
+    ([], ValueError, "params is empty: []"),
+    ({}, ValueError, "params is empty: {}"),
+    ("abc", TypeError, "params must be a NumPy array, or a list, tuple or dict of them, got str"),
+    ((g for g in [np.ones(3)]), TypeError, "got generator"),
+    ([whole, whole], ValueError, "params[1] is the same array as params[0]"),
+    ([whole[:4], whole[3:]], ValueError, "params[1] shares memory with params[0]"),
+    ({"a": whole[3:], "b": whole}, ValueError, "params['a'] shares memory with params['b']"),
+]
+
+
+@pytest.mark.parametrize(("params", "error", "message"), BAD_PARAMS)
+def test_params(params, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        gs.Adam(params)
+
+
+BAD_HYPER = [
+    (gs.SGD, {"lr": -1}, ValueError, "lr must be at least 0 and finite, got -1.0"),
+    (gs.SGD, {"lr": NAN}, ValueError, "lr must be at least 0 and finite, got nan"),
+    (gs.SGD, {"lr": INF}, ValueError, "lr must be at least 0 and finite, got inf"),
+    (gs.SGD, {"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),
+    (gs.SGD, {"lr": None}, TypeError, "lr must be a number, got None"),
+    (gs.SGD, {"lr": True}, TypeError, "lr must be a number, got True"),
+    (gs.SGD, {"lr": np.ones(3)}, TypeError, "lr must be a number"),
+    (gs.SGD, {"momentum": -0.1}, ValueError, "momentum must be at least 0"),
+    (gs.SGD, {"momentum": NAN}, ValueError, "momentum must be at least 0"),
+    (gs.SGD, {"dampening": -0.1}, ValueError, "dampening must be in [0, 1], got -0.1"),
+    (gs.SGD, {"weight_decay": -1}, ValueError, "weight_decay must be at least 0"),
+    (gs.SGD, {"weight_decay": NAN}, ValueError, "weight_decay must be at least 0"),
+    (gs.SGD, {"nesterov": True}, ValueError, "got momentum=0.0, dampening=0.0"),
+    (
+        gs.SGD,
+        {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
+        ValueError,
+        "nesterov needs momentum above 0 and dampening 0",
+    ),
+    (gs.SGD, {"nesterov": 1}, TypeError, "nesterov must be True or False, got 1"),
+    (gs.SGD, {"maximize": "yes"}, TypeError, "maximize must be True or False, got 'yes'"),
+    (gs.Momentum, {"lr": 0.1, "momentum": 1.0}, ValueError, "momentum must be in [0, 1), got 1.0"),
+    (gs.Momentum, {"lr": 0.1, "average": 1}, TypeError, "average must be True or False"),
+    (gs.Nesterov, {"lr": 0.1, "momentum": 1.0}, ValueError, "momentum must be in [0, 1)"),
+    (gs.Adagrad, {"lr_decay": -1}, ValueError, "lr_decay must be at least 0"),
+    (gs.Adagrad, {"initial_accumulator_value": -1}, ValueError, "initial_accumulator_value"),
+    (gs.Adagrad, {"initial_accumulator_value": NAN}, ValueError, "got nan"),
+    (gs.Adagrad, {"eps": 0}, ValueError, "eps must be above 0 and finite, got 0.0"),
+    (gs.Adagrad, {"beta": 1.0}, ValueError, "beta must be in [0, 1), got 1.0"),
+    (gs.RMSprop, {"alpha": 1.0}, ValueError, "alpha must be in [0, 1), got 1.0"),
+    (gs.RMSprop, {"eps": -1e-8}, ValueError, "eps must be above 0"),
+    (gs.RMSprop, {"momentum": -1}, ValueError, "momentum must be at least 0"),
+    (gs.RMSprop, {"centered": None}, TypeError, "centered must be True or False"),
+    (gs.Adam, {"betas": (0.9, 1.0)}, ValueError, "beta2 must be in [0, 1), got 1.0"),
+    (gs.Adam, {"betas": (-0.1, 0.9)}, ValueError, "beta1 must be in [0, 1), got -0.1"),
+    (gs.Adam, {"betas": (NAN, 0.9)}, ValueError, "beta1 must be in [0, 1), got nan"),
+    (gs.Adam, {"betas": 0.9}, TypeError, "betas must be a pair of numbers, got 0.9"),
+    (gs.Adam, {"betas": (0.9,)}, TypeError, "betas must be a pair of numbers, got (0.9,)"),
+    (gs.Adam, {"betas": ("a", 0.9)}, TypeError, "betas[0] must be a number, got 'a'"),
+    (gs.Adam, {"eps": NAN}, ValueError, "eps must be above 0"),
+    (gs.Adam, {"amsgrad": 1}, TypeError, "amsgrad must be True or False"),
+    (gs.Adam, {"bias_correction": 0}, TypeError, "bias_correction must be True or False"),
+    (gs.WindowSAG, {"lr": 0.1, "window": 0}, ValueError, "window must be at least 1, got 0"),
+    (gs.WindowSAG, {"lr": 0.1, "window": 2.5}, TypeError, "window must be a whole number"),
+    (gs.SAG, {"lr": 0.1, "rows": 0}, ValueError, "rows must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "error", "message"), BAD_HYPER)
+def test_hyperparameters(cls, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        cls(ones(), **options)
+
+
+def test_hyperparameters_that_float32_cannot_hold():
+    with pytest.raises(ValueError, match="eps is 1e-50, which float32 rounds to 0"):
+        gs.Adam(ones(dtype=np.float32), eps=1e-50)
+    with pytest.raises(ValueError, match="lr is 1e\\+39, which float32 rounds to inf"):
+        gs.Adam([ones(), ones(dtype=np.float32)], lr=1e39)
+    gs.Adam(ones(), eps=1e-50)
+
+
+w0, b0 = np.ones((2, 3)), np.ones(4)
+
+BAD_GRADS = [
+    ({"w": w0.astype("f"), "b": b0}, TypeError, "grads['w'] must have the dtype of params['w']"),
+    ({"w": w0.astype(int), "b": b0}, TypeError, "grads['w'] must have dtype float32 or float64"),
+    ({"w": w0.astype(">f8"), "b": b0}, TypeError, "grads['w'] must have the byte order"),
+    ({"w": np.ones((3, 2)), "b": b0}, ValueError, "shape of params['w'], (2, 3), got (3, 2)"),
+    ({"w": np.ones(6), "b": b0}, ValueError, "shape of params['w'], (2, 3), got (6,)"),
+    ({"w": np.ones((3, 2)).T, "b": b0}, ValueError, "grads['w'] must be C-contiguous"),
+    ({"w": w0, "b": np.broadcast_to(1.0, 4)}, ValueError, "grads['b'] must be C-contiguous"),
+    ({"w": w0, "b": misaligned(4)}, ValueError, "grads['b'] must be aligned"),
+    ({"w": w0, "b": np.ma.ones(4)}, TypeError, "grads['b'] must be a numpy.ndarray, got a masked"),
+    ({"w": w0, "b": None}, TypeError, "grads['b'] must be a numpy.ndarray, got NoneType"),
+    ({"w": w0, "b": [1.0] * 4}, TypeError, "grads['b'] must be a numpy.ndarray, got list"),
+    ({"w": w0, "b": 1.0}, TypeError, "grads['b'] must be a numpy.ndarray, got float"),
+    ({"w": w0, "b": np.float64(1)}, ValueError, "shape of params['b'], (4,), got ()"),
+    ({"w": w0}, ValueError, "grads must have the keys of params: missing ['b'], unknown []"),
+    ({"w": w0, "b": b0, "c": b0}, ValueError, "missing [], unknown ['c']"),
+    ([w0, b0], TypeError, "grads must be a dict like params, got list"),
+    (w0, TypeError, "grads must be a dict like params, got ndarray"),
+]
+
+
+@pytest.mark.parametrize(("grads", "error", "message"), BAD_GRADS)
+def test_gradients(grads, error, message):
+    opt = gs.AdamW({"w": np.zeros((2, 3)), "b": np.zeros(4)}, weight_decay=0.5)
+    opt.step({"w": np.ones((2, 3)), "b": np.ones(4)})
+    before = [array.copy() for array in opt._arrays()]
+    with pytest.raises(error, match=re.escape(message)):
+        opt.step(grads)
+    assert opt.t == 1
+    for array, kept in zip(opt._arrays(), before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+def test_gradients_of_other_structures():
+    with pytest.raises(TypeError, match=r"grads must be a numpy\.ndarray, got list"):
+        gs.SGD(ones()).step([ones()])
+    with pytest.raises(TypeError, match="grads must be a list or tuple like params, got dict"):
+        gs.SGD([ones()]).step({0: ones()})
+    with pytest.raises(ValueError, match="grads must hold 1 arrays like params, got 2"):
+        gs.SGD([ones()]).step([ones(), ones()])
+
+
+def test_gradients_that_share_memory_with_what_is_written():
+    both = np.ones(6)
+    params = [both[:3], np.ones(3)]
+    opt = gs.Momentum(params, lr=0.1)
+    for grad, name in [
+        (both[:3], "params[0]"),
+        (both[2:5], "params[0]"),
+        (params[1], "params[1]"),
+        (opt.state["v"][0], "state v[0]"),
+    ]:
+        message = f"grads[1] shares memory with {name}, which the step writes to"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            opt.step([np.ones(3), grad])
+    g = np.ones(3)
+    opt.step([both[3:], g])
+    opt.step([g, g])  # gradients are only read, so they may overlap
+    assert opt.t == 2
+
+
+def test_params_that_changed_behind_our_back():
+    w = np.ones(8)
+    opt = gs.SGD(w)
+    w.setflags(write=False)
+    with pytest.raises(ValueError, match="params is read-only"):
+        opt.step(np.ones(8))
+    w.setflags(write=True)
+    w.resize(10000, refcheck=False)
+    with pytest.raises(ValueError, match="params was resized after the optimizer was made"):
+        opt.step(np.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (NAN, ValueError, "lr must be at least 0 and finite, got nan"),
+        (-1.0, ValueError, "lr must be at least 0 and finite, got -1.0"),
+        ("fast", TypeError, "lr must be a number, got 'fast'"),
+    ],
+)
+def test_schedules_that_give_no_learning_rate(value, error, message):
+    w = np.ones(3)
+    opt = gs.SGD(w, lr=lambda step: value)
+    with pytest.raises(error, match=re.escape(message)):
+        opt.step(np.ones(3))
+    assert opt.t == 0
+    np.testing.assert_array_equal(w, np.ones(3))
+    fixed = gs.SGD(w, lr=0.5)
+    with pytest.raises(error, match=re.escape(message)):
+        fixed.lr = value
+    assert fixed.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        (4, IndexError, "row must be below rows=4, got 4"),
+        (-1, ValueError, "row must be at least 0, got -1"),
+        (1.0, TypeError, "row must be a whole number, got 1.0"),
+    ],
+)
+def test_rows(row, error, message):
+    opt = gs.SAG(ones(), lr=0.1, rows=4)
+    with pytest.raises(error, match=re.escape(message)):
+        opt.step(ones(), row=row)
+    assert opt.t == 0
+
+
+def test_sag_marks_no_row_when_the_gradient_is_bad():
+    w = np.zeros(3)
+    opt = gs.SAG(w, lr=1.0, rows=4)
+    with pytest.raises(ValueError, match="grads must have the shape"):
+        opt.step(np.ones(4), row=0)
+    opt.step(np.ones(3), row=1)
+    np.testing.assert_array_equal(w, -np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w: functional.adam(w, ones()), TypeError, "takes the states ('m', 'v'), got 0"),
+        (lambda w: functional.sgd(w, ones(), beta=1), TypeError, "sgd() takes ('lr',)"),
+        (lambda w: functional.momentum(w, ones(), ones()), TypeError, "('lr', 'momentum')"),
+        (lambda w: functional.sgd(w, ones(4)), ValueError, "grad must have the shape of param"),
+        (lambda w: functional.sgd(w, w), ValueError, "grad shares memory with param"),
+        (lambda w: functional.momentum(w, ones(), w, lr=1), ValueError, "v is the same array"),
+        (lambda w: functional.momentum(w, ones(), ones(4), lr=1), ValueError, "v must have the sh"),
+        (lambda w: functional.sgd(w, ones(), t=0), ValueError, "t must be at least 1, got 0"),
+        (lambda w: functional.sgd(w, ones(), lr=-1), ValueError, "lr must be at least 0"),
+        (lambda w: functional.sgd(w, ones(), lr="x"), TypeError, "lr must be a number, got 'x'"),
+        (lambda w: functional.sgd(w, ones(), weight_decay=-1), ValueError, "weight_decay must be"),
+        (lambda w: functional.nope(w), AttributeError, "has no rule 'nope'; it has ['sgd', "),
+    ],
+)
+def test_functions(call, error, message):
+    w = ones()
+    with pytest.raises(error, match=re.escape(message)):
+        call(w)
+    np.testing.assert_array_equal(w, ones())
+
+
+@pytest.mark.parametrize(
+    ("threads", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)]
+)
+def test_threads(threads, error):
+    before = gs.get_num_threads()
+    with pytest.raises(error, match="threads must be"):
+        gs.set_num_threads(threads)
+    assert gs.get_num_threads() == before
+
+
+REPORT = """
+import numpy as np, gradstep as gs
+try:
+    {call}
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("call", ["gs.info()", "gs.SGD(np.ones(3))"])
+def test_environment_names_an_unknown_level(call):
+    message = python(REPORT.format(call=call), GRADSTEP_ISA="mmx").strip()
+    assert message.startswith("GRADSTEP_ISA is 'mmx'; the levels are baseline")
+
+
+@pytest.mark.parametrize("threads", ["0", "-2", "two", "1.5"])
+def test_environment_names_no_number_of_threads(threads):
+    message = python(REPORT.format(call="gs.info()"), GRADSTEP_NUM_THREADS=threads).strip()
+    assert message.startswith("GRADSTEP_NUM_THREADS must be a whole number from 1 to 65536, got ")
+    assert threads in message
+
+
+def test_environment_chooses_threads():
+    assert (
+        python("import gradstep; print(gradstep.get_num_threads())", GRADSTEP_NUM_THREADS="5")
+        == "5\n"
+    )

@@ -1,0 +1,113 @@
+"""What the compiler made of the kernels: packed arithmetic in each, and no level outside its place.
+
+Both tests read the installed library, whose symbols are kept for this (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import platform
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from gradstep import _core
+from oracle import RULES
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code"),
+]
+
+#: The widest registers of each level, as objdump names them.
+REGISTER = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
+KERNEL = re.compile(
+    r"gradstep::(\w+)::\(anonymous namespace\)::sweep<.*::(\w+)<(?:float|double)>, (\w+)>"
+)
+#: Packed arithmetic on floats or doubles, with or without the prefix of the AVX encoding.
+PACKED = re.compile(r"^v?(add|sub|mul|div|sqrt)p[sd]$")
+FUSED = re.compile(r"^vfn?m(add|sub)")
+
+
+@functools.cache
+def functions() -> dict[str, list[tuple[str, str]]]:
+    """Each function's instructions, as (name, operands)."""
+    listing = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", "-w", _core.__file__],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    name = ""
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            name = line.partition("<")[2][:-2]
+        elif "\t" in line:
+            mnemonic, _, operands = line.rpartition("\t")[2].partition(" ")
+            found[name].append((mnemonic, operands.strip()))
+    return found
+
+
+def kernels() -> dict[tuple[str, str, str], list[tuple[str, str]]]:
+    """The sweep of each (level, rule's struct, element type)."""
+    matches = ((KERNEL.search(name), code) for name, code in functions().items())
+    return {match.groups(): code for match, code in matches if match}
+
+
+def test_each_kernel_is_there():
+    built = {level.replace("-", "_") for level in _core.isa_levels()}
+    count = collections.Counter((level, dtype) for level, _, dtype in kernels())
+    expected = {(level, dtype): len(RULES) for level in built for dtype in ("float", "double")}
+    assert dict(count) == expected
+
+
+@pytest.mark.parametrize("level", REGISTER)
+def test_each_kernel_is_vectorised(level):
+    for (where, struct, dtype), code in kernels().items():
+        if where != level:
+            continue
+        wide = {
+            mnemonic
+            for mnemonic, operands in code
+            if PACKED.match(mnemonic) and REGISTER[level] in operands
+        }
+        suffix = "ps" if dtype == "float" else "pd"
+        assert any(m.endswith("mul" + suffix) for m in wide), f"{struct}<{dtype}> is not vectorised"
+
+
+def test_no_kernel_calls_a_function_or_fuses():
+    """A call would be the C library's; a fused multiply-add rounds once, NumPy twice."""
+    for key, code in kernels().items():
+        bad = [m for m, _ in code if m.startswith("call") or FUSED.match(m)]
+        assert not bad, f"{key}: {bad}"
+
+
+def test_no_level_has_code_outside_its_namespace():
+    """Code that two objects emit under one name is merged by the linker.
+
+    If it came from the object of a higher level, an older processor would die of it.
+    """
+    for name, code in functions().items():
+        if re.search(r"gradstep::x86_64_v\d", name):
+            continue
+        wide = [m for m, operands in code if re.search(r"%[yz]mm", operands) or m[0] == "v"]
+        wide = [m for m in wide if m not in ("verr", "verw")]
+        assert not wide, f"{name} holds {sorted(set(wide))}"
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+def test_no_level_exports_or_shares_a_symbol():
+    listing = subprocess.run(
+        ["nm", "-C", _core.__file__], check=True, capture_output=True, text=True
+    ).stdout
+    symbols = re.findall(r"^[0-9a-f]* +(\w) (.*)$", listing, re.MULTILINE)
+    levels = [
+        (kind, name) for kind, name in symbols if re.search(r"gradstep::(x86_64|baseline)", name)
+    ]
+    assert len(levels) > 100
+    shared = [name for kind, name in levels if kind in "WVuTDBR"]
+    assert not shared

@@ -1,0 +1,116 @@
+"""No hang: threads of Python, children of fork, and multiprocessing. Each under a time limit."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from oracle import SPAN
+
+SIZE = 4 * SPAN + 5
+STEPS = 20
+
+pytestmark = pytest.mark.timeout(60)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    before = gs.get_num_threads()
+    gs.set_num_threads(2)
+    yield
+    gs.set_num_threads(before)
+
+
+def train(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal(SIZE).astype(np.float32)
+    opt = gs.Adam(w, lr=0.01)
+    for _ in range(STEPS):
+        opt.step(rng.standard_normal(SIZE).astype(np.float32))
+    return w
+
+
+def in_child(work) -> int:
+    """Runs `work` in a forked child and returns its exit code; a child that hangs is killed."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_python_threads_step_optimizers_at_once():
+    seeds = range(4)
+    alone = [train(seed) for seed in seeds]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(train, seeds))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_step_in_a_child_of_a_parent_that_has_used_threads():
+    expected = train(0)
+
+    def work():
+        assert gs.get_num_threads() == 2
+        np.testing.assert_array_equal(train(0), expected)
+        assert in_child(lambda: np.testing.assert_array_equal(train(0), expected)) == 0
+
+    assert in_child(work) == 0
+    np.testing.assert_array_equal(train(0), expected)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_step_in_a_child_forked_beside_running_threads():
+    expected = train(0)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(train, seed) for seed in range(6)]
+        codes = [
+            in_child(lambda: np.testing.assert_array_equal(train(0), expected)) for _ in range(5)
+        ]
+        concurrent.futures.wait(busy)
+    assert codes == [0] * 5
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_multiprocessing(method):
+    expected = [train(seed) for seed in range(3)]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.map_async(train, range(3)).get(timeout=50)
+    for a, b in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
+def test_a_small_step_wakes_nobody():
+    code = f"""
+import os, numpy as np, gradstep as gs
+gs.set_num_threads(2)
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+gs.Adam(np.ones({2 * SPAN - 1})).step(np.ones({2 * SPAN - 1}))
+small = count() - before
+gs.Adam(np.ones({2 * SPAN})).step(np.ones({2 * SPAN}))
+print(small, count() - before)
+"""
+    from oracle import python
+
+    assert python(code) == "0 1\n"

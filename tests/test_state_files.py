@@ -1,0 +1,215 @@
+"""State files: whole or absent, refused when they do not fit, never half loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs signals and modes of POSIX")
+
+
+def optimizer(cls=gs.Adam, shape=(3, 2), dtype=np.float64, **options):
+    opt = cls({"w": np.ones(shape, dtype), 7: np.ones(2, dtype)}, **options)
+    opt.step({"w": np.full(shape, 0.5, dtype), 7: np.ones(2, dtype)})
+    return opt
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "state.npz"
+    optimizer().save(path)
+    return path
+
+
+def refuses(opt, path, message):
+    before = [array.copy() for array in opt._arrays()]
+    t, hyper = opt.t, opt.hyperparameters
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        opt.load(path)
+    assert str(path) in str(caught.value)
+    assert (opt.t, opt.hyperparameters) == (t, hyper)
+    for array, kept in zip(opt._arrays(), before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+def test_whole_round_trip_in_place(saved):
+    opt = optimizer()
+    w = opt.params["w"]
+    for array in opt._arrays():
+        array.fill(9)
+    opt.t = 100
+    opt.load(saved)
+    for array, kept in zip(opt._arrays(), optimizer()._arrays(), strict=True):
+        np.testing.assert_array_equal(array, kept)
+    assert opt.t == 1
+    assert opt.params["w"] is w
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: optimizer(gs.SGD), "the state is of the rule 'adam', this optimizer's is 'sgd'"),
+        (lambda: optimizer(amsgrad=True), "this optimizer's is 'adam_amsgrad'"),
+        (lambda: optimizer(gs.AdamW), "this optimizer's is 'adamw'"),
+        (lambda: optimizer(shape=(2, 3)), "state m['w'] is float64 of shape (3, 2), not float64"),
+        (lambda: optimizer(dtype=np.float32), "state m['w'] is float64 of shape (3, 2), not float"),
+        (lambda: gs.Adam(np.ones(3)), "its arrays are [\"['w']\", '[7]'], those of params ['']"),
+        (lambda: optimizer(lr=lambda step: 0.1), "lr is 0.001 in the state (None: a schedule)"),
+    ],
+)
+def test_file_of_another_optimizer(saved, other, message):
+    refuses(other(), saved, message)
+
+
+def test_file_of_a_schedule_into_a_number(tmp_path):
+    optimizer(lr=gs.schedules.constant(0.1)).save(tmp_path / "state.npz")
+    refuses(optimizer(), tmp_path / "state.npz", "lr is None in the state (None: a schedule)")
+    again = optimizer(lr=gs.schedules.constant(0.1))
+    again.load(tmp_path / "state.npz")
+    assert again.t == 1
+
+
+def test_table_of_another_size(tmp_path):
+    opt = gs.SAG(np.ones(2), lr=0.1, rows=3)
+    opt.save(tmp_path / "state.npz")
+    message = "state y is float64 of shape (3, 2), not float64 of shape (4, 2)"
+    refuses(gs.SAG(np.ones(2), lr=0.1, rows=4), tmp_path / "state.npz", message)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 0.3, 0.9, -1])
+def test_truncated_file(saved, keep):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else keep])
+    refuses(optimizer(), saved, "is not a gradstep state file, or is damaged")
+
+
+def test_every_flipped_byte_is_found_or_harmless(saved):
+    """A flipped byte raises, or loads what was saved (dates of the archive, say)."""
+    data = bytearray(saved.read_bytes())
+    wanted = optimizer()
+    found = 0
+    for position in range(0, len(data), 7):
+        data[position] ^= 0xFF
+        saved.write_bytes(data)
+        data[position] ^= 0xFF
+        opt = optimizer()
+        for array in opt._arrays():
+            array.fill(9)
+        try:
+            opt.load(saved)
+        except ValueError:
+            found += 1
+            wanted_now = [np.full_like(array, 9) for array in wanted._arrays()]
+        else:
+            wanted_now = wanted._arrays()
+        for array, kept in zip(opt._arrays(), wanted_now, strict=True):
+            np.testing.assert_array_equal(array, kept)
+    assert found > len(data) // 7 // 2
+
+
+def test_files_that_are_something_else(tmp_path):
+    path = tmp_path / "other.npz"
+    path.write_text("hello")
+    refuses(optimizer(), path, "is not a gradstep state file")
+    np.savez(path, w=np.ones(3))
+    refuses(optimizer(), path, "is not a gradstep state file")
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    refuses(optimizer(), path, "is not a gradstep state file")
+    np.savez(path, meta=np.array([{"format": "gradstep state 1"}], object), allow_pickle=True)
+    refuses(optimizer(), path, "is not a gradstep state file")
+    np.savez(path, meta=np.frombuffer(b'{"format": "gradstep state 99"}', np.uint8))
+    refuses(optimizer(), path, "has the format 'gradstep state 99', not 'gradstep state 1'")
+    np.savez(path, meta=np.frombuffer(b'{"format": "gradstep state 1"}', np.uint8))
+    refuses(optimizer(), path, "arrays")
+    with pytest.raises(FileNotFoundError):
+        optimizer().load(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"rule": "sgd"}, ValueError, "the state is of the rule 'sgd'"),
+        ({"t": -1}, ValueError, "t must be at least 0, got -1"),
+        ({"t": 1.5}, TypeError, "t must be a whole number, got 1.5"),
+        ({"state": {}}, ValueError, "the state has the arrays state []"),
+        ({"hyperparameters": {"lr": 1}}, ValueError, "the state has the hyper-parameters ['lr']"),
+        ({"state": {"m": np.ones(3), "v": [1.0] * 3}}, TypeError, "state v must be a NumPy array"),
+        ({"state": {"m": np.ones(4), "v": np.ones(3)}}, ValueError, "state m is float64 of shape"),
+        ({"counters": {"seen": np.ones(3)}}, ValueError, "the state has the arrays counter"),
+    ],
+)
+def test_bad_state_dict(change, error, message):
+    opt = gs.Adam(np.ones(3))
+    opt.step(np.ones(3))
+    before = opt.state_dict()
+    with pytest.raises(error, match=re.escape(message)):
+        opt.load_state_dict({**before, **change})
+    assert opt.t == 1
+    np.testing.assert_array_equal(opt.state["m"], before["state"]["m"])
+
+
+def test_state_dict_that_lacks_a_part():
+    with pytest.raises(ValueError, match=re.escape("state_dict lacks ['rule', 'hyper")):
+        gs.Adam(np.ones(3)).load_state_dict({"t": 1, "state": {}, "counters": {}})
+
+
+def test_out_of_range_hyperparameters_in_a_file(tmp_path, monkeypatch):
+    opt = optimizer()
+    opt._hyper["beta1"] = 1.5
+    opt.save(tmp_path / "state.npz")
+    refuses(optimizer(), tmp_path / "state.npz", "beta1 must be in [0, 1), got 1.5")
+
+
+def test_saving_into_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        optimizer().save(tmp_path / "no" / "state.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_posix
+def test_saved_file_has_ordinary_permissions(saved):
+    plain = saved.with_name("plain")
+    plain.touch()
+    assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["plain", "state.npz"]
+
+
+SAVE_FOREVER = """
+import sys, numpy as np, gradstep as gs
+w = np.zeros(200_000)
+opt = gs.Adam(w)
+while True:
+    opt.step(np.ones(200_000))
+    opt.params.fill(opt.t)
+    opt.save(sys.argv[1])
+    print(opt.t, flush=True)
+"""
+
+
+@needs_posix
+def test_killed_while_saving_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "state.npz"
+    for attempt in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, path], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.003 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        opt = gs.Adam(np.zeros(200_000))
+        opt.load(path)
+        assert opt.t > 0
+        np.testing.assert_array_equal(opt.params, np.full(200_000, float(opt.t)))
