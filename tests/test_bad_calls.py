@@ -70,6 +70,7 @@ BAD_HYPER = [
     (gs.SGD, {"lr": INF}, ValueError, "lr must be at least 0 and finite, got inf"),
     (gs.SGD, {"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),
     (gs.SGD, {"lr": None}, TypeError, "lr must be a number, got None"),
+    (gs.SGD, {"lr": 10**400}, ValueError, "lr must be finite"),
     (gs.SGD, {"lr": True}, TypeError, "lr must be a number, got True"),
     (gs.SGD, {"lr": np.ones(3)}, TypeError, "lr must be a number"),
     (gs.SGD, {"momentum": -0.1}, ValueError, "momentum must be at least 0"),

@@ -360,13 +360,16 @@ py::typing::Dict<py::str, bool> isa_levels() {
   return supported;
 }
 
-#if defined(__clang__)
-constexpr const char* compiler = "Clang " __clang_version__;
-#elif defined(__GNUC__)
-constexpr const char* compiler = "GCC " __VERSION__;
-#elif defined(_MSC_VER)
 #define GRADSTEP_TEXT_(x) #x
 #define GRADSTEP_TEXT(x) GRADSTEP_TEXT_(x)
+#define GRADSTEP_VERSION_OF(name, major, minor, patch) \
+  name " " GRADSTEP_TEXT(major) "." GRADSTEP_TEXT(minor) "." GRADSTEP_TEXT(patch)
+
+#if defined(__clang__)
+constexpr const char* compiler = GRADSTEP_VERSION_OF("Clang", __clang_major__, __clang_minor__, __clang_patchlevel__);
+#elif defined(__GNUC__)
+constexpr const char* compiler = GRADSTEP_VERSION_OF("GCC", __GNUC__, __GNUC_MINOR__, __GNUC_PATCHLEVEL__);
+#elif defined(_MSC_VER)
 constexpr const char* compiler = "MSVC " GRADSTEP_TEXT(_MSC_FULL_VER);
 #else
 constexpr const char* compiler = "unknown";

@@ -13,7 +13,10 @@ def number(name: str, value: Any) -> float:
     """A real number, as a float. Its range is checked where it is known."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got a whole number above 1e308") from None
 
 
 def non_negative(name: str, value: Any) -> float:

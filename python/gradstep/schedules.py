@@ -58,6 +58,7 @@ class Schedule:
     copied and pickled. `warmup` and `join` build new schedules from it.
 
     Example:
+        >>> import numpy as np
         >>> from gradstep.schedules import cosine, warmup
         >>> lr = warmup(cosine(0.1, total_steps=100), steps=10)
         >>> lr
@@ -190,7 +191,7 @@ def exponential(lr: float, rate: float) -> Schedule:
 
     Args:
         lr: the first value, at least 0.
-        rate: what remains after one step, above 0 and at most 1. To halve in n steps, `0.5**(1/n)`.
+        rate: what remains after one step, above 0 and at most 1.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of its range.
@@ -420,18 +421,19 @@ def one_cycle(
         max_lr                                      at step warmup_fraction total_steps - 1
         max_lr / initial_divisor / final_divisor    at step total_steps - 1, and after
 
-    Between these it follows half cosine waves or straight lines. The peak need not be a whole step.
-    With `three_phase` the descent first mirrors the climb, back to the initial value.
+    Between these it follows half cosine waves or straight lines. The peak may fall between steps.
+    With `three_phase` a mirror image of the climb, back to the initial value, comes before the
+    descent.
 
     Args:
         max_lr: the peak, at least 0.
         total_steps: of the whole cycle, at least 1.
-        warmup_fraction: share of the steps that climb, from 0 to below 1, or to below 0.5
-            with `three_phase`. Where they are less than one step, the cycle begins at its peak.
+        warmup_fraction: share of the steps that climb, from 0 to below 1, or to below 0.5 with
+            `three_phase`. Up to one step is no climb: the cycle begins with the descent.
         initial_divisor: at least 1.
         final_divisor: at least 1.
         annealing: "cosine" or "linear".
-        three_phase: mirror the climb. Default False.
+        three_phase: whether to mirror the climb. Default False.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of its range.

@@ -95,7 +95,7 @@ class batches:  # noqa: N801 - called like a function, as `range` is
         if self._size is None:
             yield self._arrays
             return
-        order = np.random.default_rng(0).permutation(self._rows) if self._shuffle else None
+        order = self._rng.permutation(self._rows) if self._shuffle else None
         for i in range(len(self)):
             rows = slice(i * self._size, (i + 1) * self._size)
             index = rows if order is None else order[rows]
