@@ -16,13 +16,10 @@ from gradstep import _core, functional, reference
 HYPER = {
     "weight_decay": 0.0,
     "lr": 1e-3,
-    "momentum": 0.9,
     "dampening": 0.0,
     "lr_decay": 1e-3,
     "eps": 1e-8,
     "alpha": 0.99,
-    "beta": 0.9,
-    "beta1": 0.9,
     "beta2": 0.999,
     "bias_correction": True,
     "seen": 10.0,
@@ -38,7 +35,9 @@ class Side:
         self.w = rng.standard_normal(size, np.float32)
         self.g = rng.standard_normal(size, np.float32)
         self.states = [np.zeros_like(self.w) for _ in rule.states]
-        self.hyper = {name: HYPER[name] for name in (*rule.hyperparameters, "weight_decay")}
+        self.hyper = {
+            name: HYPER.get(name, 0.9) for name in (*rule.hyperparameters, "weight_decay")
+        }
         self.step, self.t, self.seconds = step, 0, []
 
     def run(self) -> None:

@@ -1,34 +1,13 @@
 """The gradient step on CPUs: update rules as fused native kernels, in place on NumPy arrays."""
 
-from . import functional, losses, reference, schedules
+from . import functional, losses, optimizers, reference, schedules
 from ._core import __version__
-from .optimizers import (
-    SAG,
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    Momentum,
-    Nesterov,
-    Optimizer,
-    RMSprop,
-    WindowSAG,
-)
+from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
 from .training import History, batches, train
 
 __all__ = [
-    "SAG",
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "History",
-    "Momentum",
-    "Nesterov",
-    "Optimizer",
-    "RMSprop",
-    "WindowSAG",
     "__version__",
     "batches",
     "functional",
@@ -40,3 +19,4 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
+__all__ += optimizers.__all__

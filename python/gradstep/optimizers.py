@@ -17,6 +17,19 @@ from . import _checks as check
 from . import _core, _files
 from ._structure import Structure
 
+__all__ = [  # noqa: RUF022 - in the order of this file
+    "Optimizer",
+    "SGD",
+    "Momentum",
+    "Nesterov",
+    "Adagrad",
+    "RMSprop",
+    "Adam",
+    "AdamW",
+    "WindowSAG",
+    "SAG",
+]
+
 Array = NDArray[Any]
 #: An array, or a list, tuple or dict of arrays.
 Arrays = Any
@@ -876,6 +889,6 @@ class SAG(Optimizer):
 
 
 #: Every optimizer class, in the order of this file.
-CLASSES: tuple[type[Optimizer], ...] = (
-    SGD, Momentum, Nesterov, Adagrad, RMSprop, Adam, AdamW, WindowSAG, SAG,
-)  # fmt: skip
+CLASSES: tuple[type[Optimizer], ...] = tuple(
+    globals()[name] for name in __all__ if name != "Optimizer"
+)
