@@ -60,6 +60,36 @@ def test_defaults_are_the_same(name):
     assert {"lr", "weight_decay"} <= shared
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_library_flushes_denormals(threads):
+    """Its setting holds for some threads only; a step must not depend on it, nor change it."""
+    before = gs.get_num_threads()
+    gs.set_num_threads(threads)
+    w = np.full(200_000, 1e-310)
+    try:
+        assert torch.set_flush_denormal(True)
+        gs.SGD(w).step(np.zeros(200_000))
+        assert torch.tensor(1e-310).double().mul(1).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+        gs.set_num_threads(before)
+    assert np.count_nonzero(w) == 200_000
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_five_steps_in_float32(name, options):
+    start = np.random.default_rng(0).uniform(1, 2, 1000).astype(np.float32)
+    ours, theirs = start.copy(), torch.tensor(start, requires_grad=True)
+    opt = getattr(gs, name)(ours, **options)
+    their_opt = getattr(torch.optim, name)([theirs], **options)
+    for t in range(5):
+        g = np.random.default_rng(t).standard_normal(1000, np.float32)
+        opt.step(g)
+        theirs.grad = torch.tensor(g)
+        their_opt.step()
+    np.testing.assert_array_max_ulp(ours, theirs.detach().numpy(), 8)
+
+
 def test_beside_torch_in_one_process():
     """Both have an OpenMP runtime; a step between two of torch's gives the same bits."""
     w = np.ones(200_000, np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -71,6 +73,8 @@ BAD_HYPER = [
     (gs.SGD, {"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),
     (gs.SGD, {"lr": None}, TypeError, "lr must be a number, got None"),
     (gs.SGD, {"lr": 10**400}, ValueError, "lr must be finite"),
+    (gs.SGD, {"lr": np.timedelta64(5)}, TypeError, "lr must be a number, got"),
+    (gs.WindowSAG, {"lr": 1, "window": np.timedelta64(5)}, TypeError, "window must be a whole"),
     (gs.SGD, {"lr": True}, TypeError, "lr must be a number, got True"),
     (gs.SGD, {"lr": np.ones(3)}, TypeError, "lr must be a number"),
     (gs.SGD, {"momentum": -0.1}, ValueError, "momentum must be at least 0"),
@@ -121,10 +125,16 @@ def test_hyperparameters(cls, options, error, message):
 
 
 def test_hyperparameters_that_float32_cannot_hold():
-    with pytest.raises(ValueError, match="eps is 1e-50, which float32 rounds to 0"):
+    with pytest.raises(
+        ValueError, match="eps must be above 0 and finite in float32 too, which rounds 1e-50"
+    ):
         gs.Adam(ones(dtype=np.float32), eps=1e-50)
-    with pytest.raises(ValueError, match="lr is 1e\\+39, which float32 rounds to inf"):
+    with pytest.raises(ValueError, match=re.escape("in float32 too, which rounds 1e+39 to inf")):
         gs.Adam([ones(), ones(dtype=np.float32)], lr=1e39)
+    with pytest.raises(ValueError, match=re.escape("in [0, 1) in float32 too, which rounds")):
+        gs.Momentum(ones(dtype=np.float32), lr=0.1, momentum=1 - 1e-9)
+    with pytest.raises(ValueError, match="initial_accumulator_value is 1e\\+39, which float32"):
+        gs.Adagrad(ones(dtype=np.float32), initial_accumulator_value=1e39)
     gs.Adam(ones(), eps=1e-50)
 
 
@@ -199,8 +209,43 @@ def test_params_that_changed_behind_our_back():
         opt.step(np.ones(8))
     w.setflags(write=True)
     w.resize(10000, refcheck=False)
-    with pytest.raises(ValueError, match="params was resized after the optimizer was made"):
+    with pytest.raises(ValueError, match="params was resized, reshaped or retyped after"):
         opt.step(np.ones(8))
+
+
+def resize(array):
+    array.resize(10000, refcheck=False)
+
+
+def reshape(array):
+    array.shape = (2, 4)
+
+
+def retype(array):
+    array.dtype = np.float64
+
+
+def freeze(array):
+    array.setflags(write=False)
+
+
+@pytest.mark.parametrize("change", [resize, reshape, retype, freeze])
+@pytest.mark.parametrize("which", ["params", "state b"])
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+def test_arrays_that_change_after_construction(change, which):
+    opt = gs.SGD(np.ones(8, np.float32), momentum=0.9)
+    array = opt.params if which == "params" else opt.state["b"]
+    other = opt.state["b"] if which == "params" else opt.params
+    kept = other.copy()
+    change(array)
+    state = gs.SGD(np.ones(8, np.float32), momentum=0.9).state_dict()
+    calls = [lambda: opt.step(np.ones(8, np.float32)), opt.state_dict]
+    calls.append(lambda: opt.load_state_dict(state))
+    for call in calls:
+        with pytest.raises((ValueError, TypeError), match=which):
+            call()
+    assert opt.t == 0
+    np.testing.assert_array_equal(other, kept)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +307,18 @@ def test_sag_marks_no_row_when_the_gradient_is_bad():
         (lambda w: functional.sgd(w, ones(), lr=-1), ValueError, "lr must be at least 0"),
         (lambda w: functional.sgd(w, ones(), lr="x"), TypeError, "lr must be a number, got 'x'"),
         (lambda w: functional.sgd(w, ones(), weight_decay=-1), ValueError, "weight_decay must be"),
+        (lambda w: functional.sgd(w, ones(), t=2**53 + 1), ValueError, "t must be at most 2**53"),
+        (lambda w: functional.momentum(w, ones(), ones(5, 3), lr=1), ValueError, "v must have the"),
+        (
+            lambda w: functional.sag(w, ones(), ones(), ones(0, 3), lr=1, seen=1),
+            ValueError,
+            "y must have the shape of param, (3,), got (0, 3)",
+        ),
+        (
+            lambda w: functional.sag(w, ones(), ones(5, 3), ones(), lr=1, seen=1),
+            ValueError,
+            "d must have the shape of param, (3,), got (5, 3)",
+        ),
         (lambda w: functional.nope(w), AttributeError, "has no rule 'nope'; it has ['sgd', "),
     ],
 )
@@ -297,10 +354,10 @@ def test_environment_names_an_unknown_level(call):
     assert message.startswith("GRADSTEP_ISA is 'mmx'; the levels are baseline")
 
 
-@pytest.mark.parametrize("threads", ["0", "-2", "two", "1.5"])
+@pytest.mark.parametrize("threads", ["0", "-2", "two", "1.5", " 2", "+2", "2 ", "100000", "9" * 30])
 def test_environment_names_no_number_of_threads(threads):
     message = python(REPORT.format(call="gs.info()"), GRADSTEP_NUM_THREADS=threads).strip()
-    assert message.startswith("GRADSTEP_NUM_THREADS must be a whole number from 1 to 65536, got ")
+    assert message.startswith("GRADSTEP_NUM_THREADS must be a whole number from 1 to 1024, got ")
     assert threads in message
 
 
@@ -309,3 +366,41 @@ def test_environment_chooses_threads():
         python("import gradstep; print(gradstep.get_num_threads())", GRADSTEP_NUM_THREADS="5")
         == "5\n"
     )
+
+
+def test_environment_that_is_not_text():
+    message = python(REPORT.format(call="gs.info()"), GRADSTEP_ISA="\udcff\n").strip()
+    assert message.startswith("GRADSTEP_ISA is '??'; the levels are baseline")
+
+
+def test_the_base_class_is_no_rule():
+    with pytest.raises(TypeError, match="Optimizer is the base class"):
+        gs.Optimizer(ones(), "sgd", lr=0.1, weight_decay=0.0, maximize=False)
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies(copier):
+    with pytest.raises(TypeError, match="Adam cannot be copied or pickled, because its parameters"):
+        copier(gs.Adam(ones()))
+
+
+def test_one_optimizer_in_two_threads():
+    """A step, save or load while another is under way is refused, not mixed up."""
+    opt = gs.SGD(np.ones(3))
+    opt._plan.acquire()  # as another thread's step does
+    for call in (lambda: opt.step(ones()), opt.state_dict, lambda: opt.save("nowhere.npz")):
+        with pytest.raises(RuntimeError, match="another thread is stepping, saving or loading"):
+            call()
+    opt._plan.release()
+    np.testing.assert_array_equal(opt.params, np.ones(3))
+    opt.step(ones())
+    assert opt.t == 1
+
+
+def test_the_step_count_ends_at_what_float64_counts():
+    opt = gs.SGD(np.ones(3))
+    opt.load_state_dict({**opt.state_dict(), "t": 2**53})
+    with pytest.raises(ValueError, match=re.escape("t must be from 0 to 2**53")):
+        opt.step(ones())
+    assert opt.t == 2**53
+    np.testing.assert_array_equal(opt.params, np.ones(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import inspect
 import itertools
@@ -157,6 +158,14 @@ def test_structures(params):
     opt.step(grads)
     array = params if kind is np.ndarray else params["w"] if kind is dict else params[0]
     np.testing.assert_array_equal(array, [0.5, 0.5, 0.5])
+
+
+def test_a_named_tuple_stays_one():
+    point = collections.namedtuple("Point", "w b")
+    opt = gs.SGD(point(np.zeros(2), np.zeros(1)), lr=1.0, momentum=0.9)
+    opt.step(point(np.ones(2), np.ones(1)))
+    np.testing.assert_array_equal(opt.params.w, [-1, -1])
+    np.testing.assert_array_equal(opt.state["b"].b, [1])
 
 
 def test_the_order_of_a_dict_does_not_matter():
@@ -352,7 +361,7 @@ def test_lr_can_be_set_between_steps():
 def test_repr_tells_the_settings():
     opt = gs.Adam([np.zeros(3), np.zeros((2, 2))], lr=gs.schedules.constant(0.1))
     text = repr(opt)
-    for part in ("Adam", "7 parameters", "t=0", "beta2=0.999", "constant(lr=0.1)"):
+    for part in ("Adam", "(adam) of 7", "t=0", "beta2=0.999", "constant(lr=0.1)"):
         assert part in text
 
 

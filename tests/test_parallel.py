@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from oracle import SPAN
+from oracle import SPAN, python
 
 SIZE = 4 * SPAN + 5
 STEPS = 20
@@ -89,6 +89,25 @@ def test_step_in_a_child_forked_beside_running_threads():
     assert codes == [0] * 5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="calls GNU's OpenMP by its name on Linux")
+def test_first_step_in_a_child_of_a_parent_in_which_another_library_used_openmp():
+    """The threads that do not exist in the child are those of the runtime, not ours alone."""
+    code = f"""
+import ctypes, os, signal, numpy as np, gradstep as gs
+libc, openmp = ctypes.CDLL(None), ctypes.CDLL("libgomp.so.1")
+nothing = ctypes.cast(libc.free, ctypes.c_void_p)  # free(NULL)
+openmp.GOMP_parallel(nothing, None, 2, 0)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    gs.set_num_threads(2)
+    gs.SGD(np.ones({SIZE})).step(np.ones({SIZE}))
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert python(code) == "0\n"
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_multiprocessing(method):
@@ -111,6 +130,4 @@ small = count() - before
 gs.Adam(np.ones({2 * SPAN})).step(np.ones({2 * SPAN}))
 print(small, count() - before)
 """
-    from oracle import python
-
     assert python(code) == "0 1\n"

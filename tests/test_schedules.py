@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from gradstep import schedules
+from gradstep._checks import MAX_INTEGER
 from gradstep.schedules import (
-    MAX_STEP,
     Schedule,
     constant,
     cosine,
@@ -85,7 +85,7 @@ def test_every_factory_has_an_example_here():
 
 
 def test_an_array_has_the_bits_of_single_steps(schedule):
-    steps = np.concatenate([STEPS, [10**4, 10**9, MAX_STEP - 1, MAX_STEP]])
+    steps = np.concatenate([STEPS, [10**4, 10**9, MAX_INTEGER - 1, MAX_INTEGER]])
     values = schedule(steps)
     assert values.dtype == np.float64
     assert [x.hex() for x in values.tolist()] == [schedule(step).hex() for step in steps.tolist()]
@@ -319,14 +319,14 @@ def test_step_decay():
 def test_exponential():
     # Half an ulp for each factor at most.
     assert_exact(exponential(0.1, 0.97), lambda t: LR * Fraction(0.97) ** int(t), ulps=300)
-    assert exponential(0.1, 1)(MAX_STEP) == 0.1
-    assert exponential(0.1, 0.5)(MAX_STEP) == 0.0
+    assert exponential(0.1, 1)(MAX_INTEGER) == 0.1
+    assert exponential(0.1, 0.5)(MAX_INTEGER) == 0.0
 
 
 def test_inverse_time():
     assert_exact(inverse_time(0.1, 0.03), lambda t: LR / (1 + Fraction(0.03) * t))
-    assert inverse_time(0.1, 0)(MAX_STEP) == 0.1
-    steps = np.array([0, 1, MAX_STEP])
+    assert inverse_time(0.1, 0)(MAX_INTEGER) == 0.1
+    steps = np.array([0, 1, MAX_INTEGER])
     assert inverse_time(0.1, 1.7e308)(steps).tolist() == [0.1, 0.1 / 1.7e308, 0.0]
 
 
@@ -367,17 +367,17 @@ def test_cosine_restarts():
         assert [lr(start + step) for step in range(length)] == [descent(s) for s in range(length)]
 
 
-@pytest.mark.parametrize("multiplier", [1, 2, 3, 10, MAX_STEP])
-@pytest.mark.parametrize("restart_steps", [1, 7, MAX_STEP // 2, MAX_STEP])
+@pytest.mark.parametrize("multiplier", [1, 2, 3, 10, MAX_INTEGER])
+@pytest.mark.parametrize("restart_steps", [1, 7, MAX_INTEGER // 2, MAX_INTEGER])
 def test_cosine_restarts_at_extreme_lengths(restart_steps, multiplier):
     lr = cosine_restarts(0.1, restart_steps, multiplier)
     start, length = 0, restart_steps
     for _ in range(60):
         assert lr(start) == 0.1
         start, length = start + length, length * multiplier
-        if start > MAX_STEP:
+        if start > MAX_INTEGER:
             break
-    steps = np.array([0, 1, start % MAX_STEP, MAX_STEP])
+    steps = np.array([0, 1, start % MAX_INTEGER, MAX_INTEGER])
     assert lr(steps).tolist() == [lr(step) for step in steps.tolist()]
 
 
@@ -402,7 +402,7 @@ def test_linear_one_cycle():
 
 
 @pytest.mark.parametrize("three_phase", [False, True])
-@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 10, MAX_STEP])
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 10, MAX_INTEGER])
 @pytest.mark.parametrize("fraction", [0.0, 1e-300, 0.1, 0.3, 0.25, 0.5, math.nextafter(1, 0)])
 def test_one_cycle_ends_where_it_should(fraction, total_steps, three_phase):
     """PyTorch divides by 0 where the climb has no steps, for instance 0.25 of 4."""
@@ -452,7 +452,7 @@ def test_warmup_joins_the_schedule_exactly(start):
 def test_piecewise():
     lr = piecewise([3, 4, 10], [0.4, 0.3, 0.2, 0.1])
     assert lr(np.arange(12)).tolist() == [0.4] * 3 + [0.3] + [0.2] * 6 + [0.1] * 2
-    assert lr(MAX_STEP) == 0.1
+    assert lr(MAX_INTEGER) == 0.1
     assert piecewise(range(1, 200), [step / 10 for step in range(200)])(150) == 15.0
 
 
@@ -482,7 +482,7 @@ def test_join():
 )
 def test_a_decay_stays_at_its_end(schedule, total_steps, end):
     assert schedule(total_steps - 1) > end
-    after = np.concatenate([np.arange(total_steps, total_steps + 100), [10**9, MAX_STEP]])
+    after = np.concatenate([np.arange(total_steps, total_steps + 100), [10**9, MAX_INTEGER]])
     assert set(schedule(after).tolist()) == {end}
 
 
@@ -503,7 +503,7 @@ BAD_RATES = [(x, TypeError) for x in TYPES] + [
     (x, ValueError) for x in (-0.1, math.nan, math.inf, -math.inf)
 ]
 BAD_COUNTS = [(x, TypeError) for x in [*TYPES, 10.0, math.nan]] + [
-    (x, ValueError) for x in (-1, MAX_STEP + 1, 10**400)
+    (x, ValueError) for x in (-1, MAX_INTEGER + 1, 10**400)
 ]
 
 

@@ -10,7 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,17 @@ using namespace gradstep;
 namespace {
 
 std::string text(const py::handle& object) { return py::str(object).cast<std::string>(); }
+
+// What a message calls an array: `grads['w']`. It is put together only when there is a message.
+struct Label {
+  const std::string& noun;
+  const std::string& suffix;
+
+  operator std::string() const { return noun + suffix; }
+};
+
+std::string operator+(const Label& label, const std::string& rest) { return std::string(label) + rest; }
+std::string operator+(const std::string& start, const Label& label) { return start + std::string(label); }
 
 // The specs are those of every level; only a step asks for the active one.
 const Entry& find_rule(const std::string& name, const Table& table = baseline::table()) {
@@ -66,14 +78,14 @@ const char* describe(Range range) {
 }
 
 void check_hyper(Hyper hyper, double x, bool single_precision) {
-  if (!std::isfinite(x) || !within(hyper.range, x))
+  const auto valid = [&](double value) { return std::isfinite(value) && within(hyper.range, value); };
+  if (!valid(x))
     throw py::value_error(std::string(hyper.name) + " must be " + describe(hyper.range) + ", got " +
                           text(py::float_(x)));
-  if (!single_precision) return;
   const auto rounded = static_cast<float>(x);
-  if (!std::isfinite(rounded) || (hyper.range == Range::positive && rounded == 0))
-    throw py::value_error(std::string(hyper.name) + " is " + text(py::float_(x)) + ", which float32 rounds to " +
-                          text(py::float_(rounded)));
+  if (single_precision && !valid(rounded))
+    throw py::value_error(std::string(hyper.name) + " must be " + describe(hyper.range) +
+                          " in float32 too, which rounds " + text(py::float_(x)) + " to " + text(py::float_(rounded)));
 }
 
 constexpr Hyper weight_decay_hyper{"weight_decay", Range::non_negative};
@@ -97,12 +109,13 @@ void check_hyper_by_name(const Spec& spec, const std::string& name, double x, bo
 // Memory --------------------------------------------------------------------------------------------------------------
 
 struct Memory {
-  const char* begin;
+  std::uintptr_t begin;
   std::int64_t size;  // elements
   bool single_precision;
 
   std::int64_t item_size() const { return single_precision ? 4 : 8; }
-  const char* end() const { return begin + size * item_size(); }
+  std::uintptr_t end() const { return begin + static_cast<std::uintptr_t>(size * item_size()); }
+  char* data() const { return reinterpret_cast<char*>(begin); }
   bool operator==(const Memory& other) const {
     return begin == other.begin && size == other.size && single_precision == other.single_precision;
   }
@@ -111,12 +124,13 @@ struct Memory {
 std::string shape_text(const py::array& array) { return text(array.attr("shape")); }
 
 // What every array must be to be read in place, whatever its role.
-Memory check_memory(const py::handle& object, const std::string& label) {
+Memory check_memory(const py::handle& object, const Label& label) {
   if (!py::isinstance<py::array>(object))
     throw py::type_error(label + " must be a numpy.ndarray, got " + text(py::type::of(object).attr("__name__")));
   const auto array = py::reinterpret_borrow<py::array>(object);
-  if (py::type::of(object).ptr() != reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_) &&
-      py::hasattr(object, "mask"))
+  const bool is_subclass =
+      py::type::of(object).ptr() != reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+  if (is_subclass && py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray")))
     throw py::type_error(label + " must be a numpy.ndarray, got a masked array, whose mask would be ignored");
   const py::dtype dtype = array.dtype();
   const bool single_precision = dtype.num() == py::dtype::num_of<float>();
@@ -131,18 +145,17 @@ Memory check_memory(const py::handle& object, const std::string& label) {
   if (!(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
     throw py::value_error(label + " must be aligned to its " + std::to_string(dtype.itemsize()) +
                           "-byte elements, got address " + text(array.attr("ctypes").attr("data")));
-  return {static_cast<const char*>(array.data()), array.size(), single_precision};
+  return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), single_precision};
 }
 
-Memory check_writeable_memory(const py::handle& object, const std::string& label) {
+Memory check_writeable_memory(const py::handle& object, const Label& label) {
   const Memory memory = check_memory(object, label);
   if (!py::reinterpret_borrow<py::array>(object).writeable())
     throw py::value_error(label + " is read-only, so it cannot be updated in place");
   return memory;
 }
 
-void check_same_dtype(const Memory& memory, const std::string& label, const Memory& param,
-                      const std::string& param_label) {
+void check_same_dtype(const Memory& memory, const Label& label, const Memory& param, const Label& param_label) {
   const auto name = [](const Memory& m) { return std::string(m.single_precision ? "float32" : "float64"); };
   if (memory.single_precision != param.single_precision)
     throw py::type_error(label + " must have the dtype of " + param_label + ", " + name(param) + ", got " +
@@ -153,8 +166,7 @@ bool same_shape(const py::array& a, const py::array& b, py::ssize_t leading = 0)
   return a.ndim() == b.ndim() + leading && std::equal(b.shape(), b.shape() + b.ndim(), a.shape() + leading);
 }
 
-void check_same_shape(const py::array& array, const std::string& label, const py::array& param,
-                      const std::string& param_label) {
+void check_same_shape(const py::array& array, const Label& label, const py::array& param, const Label& param_label) {
   if (!same_shape(array, param))
     throw py::value_error(label + " must have the shape of " + param_label + ", " + shape_text(param) + ", got " +
                           shape_text(array));
@@ -178,9 +190,9 @@ class Claims {
       }
   }
 
-  void check_free(const Memory& memory, const std::string& label) const {
+  void check_free(const Memory& memory, const Label& label) const {
     const auto after = std::lower_bound(claims_.begin(), claims_.end(), memory.end(),
-                                        [](const Claim& a, const char* end) { return a.memory.begin < end; });
+                                        [](const Claim& a, std::uintptr_t end) { return a.memory.begin < end; });
     if (memory.size > 0 && after != claims_.begin() && std::prev(after)->memory.end() > memory.begin)
       throw py::value_error(label + " shares memory with " + std::prev(after)->label + ", which the step writes to");
   }
@@ -201,15 +213,40 @@ using Arrays = std::vector<py::object>;
 void check_params(const Arrays& params, const std::string& noun, const std::vector<std::string>& suffixes) {
   Claims claims;
   for (std::size_t i = 0; i < params.size(); ++i)
-    claims.add(check_writeable_memory(params[i], noun + suffixes[i]), noun + suffixes[i]);
+    claims.add(check_writeable_memory(params[i], Label{noun, suffixes[i]}), Label{noun, suffixes[i]});
   claims.sort_and_check();
 }
+
+// An array that steps write to, as it was when the Plan was made.
+class Target {
+ public:
+  Target(py::object object, const Label& label)
+      : memory(check_writeable_memory(object, label)), array_(std::move(object)) {
+    shape_.assign(array_.shape(), array_.shape() + array_.ndim());
+  }
+
+  const py::array& array() const { return array_; }
+
+  // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
+  void check_unchanged(const Label& label) const {
+    const bool same_shape = array_.ndim() == static_cast<py::ssize_t>(shape_.size()) &&
+                            std::equal(shape_.begin(), shape_.end(), array_.shape());
+    if (!(check_writeable_memory(array_, label) == memory && same_shape))
+      throw py::value_error(label + " was resized, reshaped or retyped after the optimizer was made");
+  }
+
+  Memory memory;
+
+ private:
+  py::array array_;
+  std::vector<py::ssize_t> shape_;
+};
 
 // A rule bound to parameters and states. It keeps them alive and counts the steps.
 class Plan {
  public:
   // `nouns` names the parameters, the gradients and the rule's states in messages, `suffixes` the arrays of each.
-  // A state may have an axis of rows before the parameter's axes: step(row=...) picks the row.
+  // The state that has rows may have an axis for them before the parameter's axes: step(row=...) picks one.
   Plan(std::string rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
        std::vector<std::string> suffixes)
       : rule_(std::move(rule)), nouns_(std::move(nouns)), suffixes_(std::move(suffixes)) {
@@ -218,108 +255,138 @@ class Plan {
     if (nouns_.size() != 2 + state_names || states.size() != state_names || suffixes_.size() != params.size())
       throw py::value_error(rule_ + ": wrong number of nouns, states or suffixes");
     for (std::size_t i = 0; i < params.size(); ++i) {
-      Slot slot{py::reinterpret_borrow<py::object>(params[i]), check_writeable_memory(params[i], label(0, i)), {}};
-      claims_.add(slot.memory, label(0, i));
-      single_precision_ = single_precision_ || slot.memory.single_precision;
-      const auto param = py::reinterpret_borrow<py::array>(slot.param);
+      Slot slot{Target(params[i], label(0, i)), {}, 0};
+      const Memory& param = slot.param.memory;
+      single_precision_ = single_precision_ || param.single_precision;
+      claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < state_names; ++k) {
-        const Memory memory = check_writeable_memory(states[k].at(i), label(2 + k, i));
-        const auto state = py::reinterpret_borrow<py::array>(states[k][i]);
-        check_same_dtype(memory, label(2 + k, i), slot.memory, label(0, i));
-        const bool has_rows = state.ndim() == param.ndim() + 1 && same_shape(state, param, 1);
-        if (!has_rows) check_same_shape(state, label(2 + k, i), param, label(0, i));
-        slot.states.push_back({state, has_rows ? state.shape(0) : 0});
-        claims_.add(memory, label(2 + k, i));
+        Target state(states[k].at(i), label(2 + k, i));
+        check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
+        if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
+            state.array().shape(0) > 0)
+          slot.rows = state.array().shape(0);
+        else
+          check_same_shape(state.array(), label(2 + k, i), slot.param.array(), label(0, i));
+        claims_.add(state.memory, label(2 + k, i));
+        slot.states.push_back(std::move(state));
       }
       slots_.push_back(std::move(slot));
     }
     claims_.sort_and_check();
   }
 
-  void step(const std::vector<py::handle>& grads, const std::vector<double>& hyper, double weight_decay, bool maximize,
-            std::int64_t row) {
-    const Entry& entry = find_rule(rule_, active_level().table());
-    check_hypers(entry.spec, hyper, weight_decay, single_precision_);
+  // Raises unless every parameter and state is as it was when the Plan was made.
+  void check() const {
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      slots_[i].param.check_unchanged(label(0, i));
+      for (std::size_t k = 0; k < slots_[i].states.size(); ++k) slots_[i].states[k].check_unchanged(label(2 + k, i));
+    }
+  }
+
+  // Raises unless step() would take these gradients. Returns them with NumPy scalars as arrays.
+  Arrays check_grads(Arrays grads) const {
     if (grads.size() != slots_.size())
       throw py::value_error(nouns_[1] + " must hold " + std::to_string(slots_.size()) + " arrays, got " +
                             std::to_string(grads.size()));
-    Step step{t_ + 1, weight_decay, maximize, {}};
-    std::copy(hyper.begin(), hyper.end(), step.hyper);
+    for (std::size_t i = 0; i < grads.size(); ++i) check_gradient(grads[i], slots_[i].param, i);
+    return grads;
+  }
+
+  // Raises if the array shares memory with what steps write to.
+  void check_apart(const py::object& array, const std::string& name) const {
+    const std::string no_suffix;
+    const Label label{name, no_suffix};
+    claims_.check_free(check_memory(array, label), label);
+  }
+
+  void step(Arrays grads, const std::vector<double>& hyper, double weight_decay, bool maximize, std::int64_t row) {
+    const Entry& entry = find_rule(rule_, active_level().table());
+    const int threads = get_num_threads();
+    check_hypers(entry.spec, hyper, weight_decay, single_precision_);
+    check_t(t_ + 1);
+    check();
+    // Our own references: the caller's list can change while Python runs elsewhere.
+    const Arrays held = check_grads(std::move(grads));
     Constants float32, float64;
     std::vector<Job> jobs;
     jobs.reserve(slots_.size());
-    std::vector<py::object> alive;  // gradients given as NumPy scalars
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      const Slot& slot = slots_[i];
-      check_unmoved(slot, i);
-      Job job{slot.memory.single_precision ? &entry.float32 : &entry.float64,
-              slot.memory.single_precision ? &float32 : &float64,
-              {const_cast<char*>(slot.memory.begin), check_gradient(grads[i], slot, i, alive), {}},
-              slot.memory.size};
-      for (std::size_t k = 0; k < slot.states.size(); ++k) job.buffers.states[k] = state_row(slot, k, row, i);
+      const Memory& param = slots_[i].param.memory;
+      const auto grad = py::reinterpret_borrow<py::array>(held[i]);
+      Job job{param.single_precision ? &entry.float32 : &entry.float64,
+              param.single_precision ? &float32 : &float64,
+              {param.data(), grad.data(), {}},
+              param.size};
+      for (std::size_t k = 0; k < slots_[i].states.size(); ++k)
+        job.buffers.states[k] = slots_[i].states[k].memory.data();
+      if (slots_[i].rows > 0) {
+        if (row < 0 || row >= slots_[i].rows)
+          throw py::index_error("row must be at least 0 and below " + std::to_string(slots_[i].rows) + ", got " +
+                                std::to_string(row));
+        auto& state = job.buffers.states[entry.spec.row_state];
+        state = static_cast<char*>(state) + row * param.size * param.item_size();
+      }
       jobs.push_back(job);
     }
-    entry.float32.fold(step, float32);
-    entry.float64.fold(step, float64);
+    const Hold hold(*this);
+    Step step{t_ + 1, weight_decay, maximize, {}};
+    std::copy(hyper.begin(), hyper.end(), step.hyper);
     {
-      // The slots and the caller's list keep the memory alive, and nothing below touches a Python object.
+      // The slots and `held` keep the memory alive, and nothing below touches a Python object.
       const py::gil_scoped_release release;
-      run(jobs.data(), static_cast<std::int64_t>(jobs.size()));
+      const DefaultFloatMode mode;
+      entry.float32.fold(step, float32);
+      entry.float64.fold(step, float64);
+      run(jobs.data(), static_cast<std::int64_t>(jobs.size()), threads);
     }
     ++t_;
   }
 
+  // A step, or whoever reads or writes all arrays from Python, has the Plan to itself; another thread is told so
+  // rather than made to wait, because a lock that is held during fork() would never be free in the child.
+  void acquire() {
+    if (busy_) throw std::runtime_error("another thread is stepping, saving or loading this optimizer");
+    busy_ = true;
+  }
+  void release() { busy_ = false; }
+
   std::int64_t t() const { return t_; }
 
   void set_t(std::int64_t t) {
-    if (t < 0) throw py::value_error("t must be at least 0, got " + std::to_string(t));
+    check_t(t);
     t_ = t;
   }
 
  private:
-  struct State {
-    py::array array;
-    std::int64_t rows;  // 0: the state has the parameter's own shape
-  };
-
   struct Slot {
-    py::object param;
-    Memory memory;
-    std::vector<State> states;
+    Target param;
+    std::vector<Target> states;
+    std::int64_t rows;  // of the state that has rows; 0: it has the parameter's own shape
   };
 
-  std::string label(std::size_t noun, std::size_t i) const { return nouns_[noun] + suffixes_[i]; }
+  struct Hold {
+    explicit Hold(Plan& plan) : plan(plan) { plan.acquire(); }
+    ~Hold() { plan.release(); }
+    Plan& plan;
+  };
 
-  // The caller holds the parameter too, and NumPy can resize or freeze an array behind our back.
-  void check_unmoved(const Slot& slot, std::size_t i) const {
-    const auto array = py::reinterpret_borrow<py::array>(slot.param);
-    if (!array.writeable()) check_writeable_memory(array, label(0, i));
-    if (array.data() != slot.memory.begin || array.nbytes() != slot.memory.size * slot.memory.item_size())
-      throw py::value_error(label(0, i) + " was resized after the optimizer was made");
+  // Whole numbers up to here are exact in double.
+  static void check_t(std::int64_t t) {
+    if (t < 0 || t > (std::int64_t{1} << 53))
+      throw py::value_error("t must be from 0 to 2**53, got " + std::to_string(t));
   }
 
-  const void* check_gradient(py::handle grad, const Slot& slot, std::size_t i, std::vector<py::object>& alive) const {
-    const std::string name = label(1, i);
+  Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
+
+  void check_gradient(py::object& grad, const Target& param, std::size_t i) const {
+    const Label name = label(1, i);
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
-    if (!py::isinstance<py::array>(grad) && py::hasattr(grad, "dtype") && py::hasattr(grad, "__array_interface__")) {
-      alive.push_back(py::module_::import("numpy").attr("asarray")(grad));
-      grad = alive.back();
-    }
+    if (!py::isinstance<py::array>(grad) && py::isinstance(grad, py::module_::import("numpy").attr("generic")))
+      grad = py::module_::import("numpy").attr("asarray")(grad);
     const Memory memory = check_memory(grad, name);
-    check_same_dtype(memory, name, slot.memory, label(0, i));
-    check_same_shape(py::reinterpret_borrow<py::array>(grad), name, py::reinterpret_borrow<py::array>(slot.param),
-                     label(0, i));
+    check_same_dtype(memory, name, param.memory, label(0, i));
+    check_same_shape(py::reinterpret_borrow<py::array>(grad), name, param.array(), label(0, i));
     claims_.check_free(memory, name);
-    return memory.begin;
-  }
-
-  void* state_row(const Slot& slot, std::size_t k, std::int64_t row, std::size_t i) const {
-    const State& state = slot.states[k];
-    const std::int64_t offset = state.rows ? row * slot.memory.size * slot.memory.item_size() : 0;
-    if (state.rows && (row < 0 || row >= state.rows))
-      throw py::index_error("row must be at least 0 and below " + std::to_string(state.rows) + ", the rows of " +
-                            label(2 + k, i) + ", got " + std::to_string(row));
-    return static_cast<char*>(const_cast<void*>(state.array.data())) + offset;
   }
 
   std::string rule_;
@@ -327,6 +394,7 @@ class Plan {
   std::vector<Slot> slots_;
   Claims claims_;
   bool single_precision_ = false;
+  bool busy_ = false;  // guarded by the GIL
   std::int64_t t_ = 0;
 };
 
@@ -351,6 +419,11 @@ Names state_names(const Spec& spec) {
   py::tuple names(state_count(spec));
   for (std::size_t i = 0; i < names.size(); ++i) names[i] = spec.states[i];
   return names;
+}
+
+py::typing::Optional<py::str> row_state(const Spec& spec) {
+  if (spec.row_state < 0) return py::none();
+  return py::str(spec.states[spec.row_state]);
 }
 
 py::typing::Dict<py::str, bool> isa_levels() {
@@ -383,11 +456,13 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = compiler;
   m.attr("openmp") = openmp_version();
   m.attr("elements_per_thread") = elements_per_thread;
+  m.attr("thread_limit") = thread_limit;
 
   py::class_<Spec>(m, "Rule", "What is known of an update rule: names, in the order of the C++ code.")
       .def_property_readonly("name", [](const Spec& spec) { return spec.name; })
       .def_property_readonly("hyperparameters", hyper_names)
       .def_property_readonly("states", state_names)
+      .def_property_readonly("row_state", row_state, "The state that has a row per sample or batch, if one has.")
       .def_property_readonly(
           "decoupled", [](const Spec& spec) { return spec.decay == Decay::decoupled; },
           "Whether weight decay shrinks the parameter instead of joining the gradient.")
@@ -401,6 +476,13 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Plan>(m, "Plan", "A rule bound to the memory of parameters and states.")
       .def(py::init<std::string, Arrays, std::vector<Arrays>, std::vector<std::string>, std::vector<std::string>>(),
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("nouns"), py::arg("suffixes"))
+      .def("check", &Plan::check, "Raise unless every array is as it was when the plan was made.")
+      .def("check_grads", &Plan::check_grads, py::arg("grads"),
+           "Raise unless step() would take these gradients; return them with NumPy scalars as arrays.")
+      .def("check_apart", &Plan::check_apart, py::arg("array"), py::arg("name"),
+           "Raise if the array shares memory with what steps write to.")
+      .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
+      .def("release", &Plan::release)
       .def("step", &Plan::step, py::arg("grads"), py::arg("hyper"), py::arg("weight_decay"), py::arg("maximize"),
            py::arg("row") = 0, "Update everything once, or raise and change nothing.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");

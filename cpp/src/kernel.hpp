@@ -28,6 +28,7 @@ struct Spec {
   Hyper hyper[max_hyper];          // ends at the first without a name
   const char* states[max_states];  // ends at the first null
   Decay decay = Decay::coupled;
+  int row_state = -1;  // the state that has a row per sample or batch, of which a step updates one; -1: none
 };
 
 /// The scalars of one step, all in double.

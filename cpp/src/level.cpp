@@ -1,12 +1,19 @@
 // The rules compiled for one instruction set. CMake compiles this file once per level, with GRADSTEP_LEVEL naming it
 // (baseline, x86_64_v3, x86_64_v4) and with that level's flags. It exports one name, the level's table.
 
-#include "levels.hpp"
 #include "rules.hpp"
 
+#include <cfloat>
 #include <cstddef>
+#include <cstring>
+#include <limits>
 #include <new>
+#include <type_traits>
 #include <utility>
+
+// The oracle's arithmetic. An x87 that keeps more bits than a type has, or a type that is not IEEE's, has other
+// results.
+static_assert(FLT_EVAL_METHOD == 0 && std::numeric_limits<double>::is_iec559, "float and double must be IEEE's");
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define GRADSTEP_NOINLINE __declspec(noinline)
@@ -64,6 +71,8 @@ void fold(const Step& step, Constants& constants) noexcept {
   using Hyper = typename Rule::Hyper;
   static_assert(sizeof(Hyper) == hyper_count<Rule>() * sizeof(double), "Hyper and spec.hyper name the same doubles");
   static_assert(sizeof(Folded<Rule, T>) <= sizeof(Constants::bytes), "Constants is too small for this rule");
+  static_assert(alignof(Folded<Rule, T>) <= alignof(Constants), "Constants is not aligned for this rule");
+  static_assert(std::is_trivially_destructible_v<Folded<Rule, T>>, "nobody destroys what fold() makes");
   Hyper hyper;
   std::memcpy(&hyper, step.hyper, sizeof hyper);
   new (constants.bytes) Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t)};
@@ -92,8 +101,9 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
   constexpr std::size_t count = state_count<Rule>();
   T* states[count + 1] = {};
   for (std::size_t i = 0; i < count; ++i) states[i] = static_cast<T*>(buffers.states[i]) + begin;
-  loop<Rule, T>(*reinterpret_cast<const Folded<Rule, T>*>(constants.bytes), static_cast<T*>(buffers.param) + begin,
-                static_cast<const T*>(buffers.grad) + begin, states, end - begin, std::make_index_sequence<count>());
+  const auto* folded = std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
+  loop<Rule, T>(*folded, static_cast<T*>(buffers.param) + begin, static_cast<const T*>(buffers.grad) + begin, states,
+                end - begin, std::make_index_sequence<count>());
 }
 
 template <class Rule, class T>

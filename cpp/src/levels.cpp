@@ -55,15 +55,16 @@ constexpr Level all_levels[] = {
 std::atomic<const Level*> active{nullptr};
 
 const Level& find_level(const char* name, const char* origin) {
+  const std::string given = std::string(origin) + " is " + quoted(name);
   std::string known;
   for (const Level& level : all_levels) {
     if (std::strcmp(level.name, name) == 0) {
       if (level.supported()) return level;
-      throw std::invalid_argument(std::string(origin) + " is '" + name + "', which this processor does not support");
+      throw std::invalid_argument(given + ", which this processor does not support");
     }
     known += known.empty() ? level.name : std::string(", ") + level.name;
   }
-  throw std::invalid_argument(std::string(origin) + " is '" + name + "'; the levels are " + known);
+  throw std::invalid_argument(given + "; the levels are " + known);
 }
 
 const Level& best_level() {
@@ -74,6 +75,12 @@ const Level& best_level() {
 }
 
 }  // namespace
+
+std::string quoted(const char* text) {
+  std::string result = "'";
+  for (; *text; ++text) result += *text >= ' ' && *text <= '~' ? *text : '?';
+  return result + "'";
+}
 
 Levels levels() { return {all_levels, sizeof all_levels / sizeof *all_levels}; }
 

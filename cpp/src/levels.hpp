@@ -1,11 +1,13 @@
 // The levels of instruction sets, the one in use, and how it was chosen.
 #pragma once
 
+#include <string>
+
 #include "kernel.hpp"
 
 namespace gradstep {
 
-// Implemented by level.cpp, once per level.
+// Defined by level.cpp, once per level.
 namespace baseline {
 Table table();
 }
@@ -35,6 +37,9 @@ Levels levels();
 /// The level in use. Chosen at the first call: GRADSTEP_ISA if it is set, else the highest that this processor
 /// supports. Throws std::invalid_argument where GRADSTEP_ISA names no level or one that cannot run here.
 const Level& active_level();
+
+/// A value of the environment for a message: what is not printable ASCII becomes a question mark.
+std::string quoted(const char* text);
 
 /// Makes the named level the one in use; throws as active_level() does. `origin` begins the message.
 void use_level(const char* name, const char* origin);

@@ -371,7 +371,11 @@ struct WindowSAG {
   struct Hyper {
     double lr, seen;
   };
-  static constexpr Spec spec{"window_sag", {{"lr", Range::non_negative}, {"seen", Range::positive}}, {"d", "y"}};
+  static constexpr Spec spec{"window_sag",
+                             {{"lr", Range::non_negative}, {"seen", Range::positive}},
+                             {"d", "y"},
+                             Decay::coupled,
+                             /*row_state=*/1};
 
   T step;
 

@@ -3,15 +3,21 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <thread>
+
+#include "levels.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 #ifndef _WIN32
 #include <pthread.h>
+#endif
+#ifdef GRADSTEP_X86_LEVELS
+#include <xmmintrin.h>
 #endif
 
 namespace gradstep {
@@ -21,21 +27,25 @@ namespace {
 constexpr std::int64_t granule = 64;
 
 std::atomic<int> max_threads{0};  // 0: not decided yet
-std::atomic<bool> team_was_used{false};
 std::atomic<bool> team_is_lost{false};
+
+#ifndef _WIN32
+// Registered when the library is loaded, because any other library may use the same OpenMP runtime before we do.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { team_is_lost = true; });
+#endif
 
 int threads_from_environment() {
   const char* text = std::getenv("GRADSTEP_NUM_THREADS");
   if (text && *text) {
-    char* end = nullptr;
-    const long threads = std::strtol(text, &end, 10);
-    if (*end != '\0' || threads < 1 || threads > 65536)
-      throw std::invalid_argument(std::string("GRADSTEP_NUM_THREADS must be a whole number from 1 to 65536, got '") +
-                                  text + "'");
-    return static_cast<int>(threads);
+    const bool digits = std::strspn(text, "0123456789") == std::strlen(text) && std::strlen(text) < 9;
+    const int threads = digits ? std::atoi(text) : 0;
+    if (threads < 1 || threads > thread_limit)
+      throw std::invalid_argument("GRADSTEP_NUM_THREADS must be a whole number from 1 to " +
+                                  std::to_string(thread_limit) + ", got " + quoted(text));
+    return threads;
   }
 #ifdef _OPENMP
-  return omp_get_max_threads();
+  return std::min(omp_get_max_threads(), thread_limit);
 #else
   return 1;
 #endif
@@ -48,6 +58,7 @@ std::int64_t share_begin(std::int64_t total, int part, int parts) {
 // The part of the jobs, laid end to end, that one of `parts` threads updates. It depends on the sizes alone, and the
 // result does not depend on it: every element is updated by itself.
 void run_share(const Job* jobs, std::int64_t count, std::int64_t total, int part, int parts) {
+  const DefaultFloatMode mode;
   std::int64_t begin = share_begin(total, part, parts), end = share_begin(total, part + 1, parts);
   for (const Job* job = jobs; job != jobs + count && end > 0; ++job) {
     const std::int64_t first = std::max<std::int64_t>(begin, 0), last = std::min(end, job->size);
@@ -68,30 +79,20 @@ void run_team(const Job* jobs, std::int64_t count, std::int64_t total, int threa
 #endif
 }
 
-#ifndef _WIN32
-void after_fork_in_child() { team_is_lost = team_was_used.load(); }
-#endif
-
 }  // namespace
 
-void run(const Job* jobs, std::int64_t count) {
+void run(const Job* jobs, std::int64_t count, int threads) {
   std::int64_t total = 0;
   for (std::int64_t i = 0; i < count; ++i) total += jobs[i].size;
-  const auto threads = static_cast<int>(
-      std::min<std::int64_t>(get_num_threads(), std::max<std::int64_t>(total / elements_per_thread, 1)));
-  if (threads == 1) {
+  const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / elements_per_thread));
+  if (worthwhile <= 1) {
     run_share(jobs, count, total, 0, 1);
   } else if (team_is_lost) {
     // After fork() the threads that OpenMP keeps for the calling thread do not exist in the child, and waiting for
     // them would hang. A new thread has no team yet and gets a whole one.
-    std::thread([=] { run_team(jobs, count, total, threads); }).join();
+    std::thread([=] { run_team(jobs, count, total, worthwhile); }).join();
   } else {
-#ifndef _WIN32
-    static const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
-    (void)registered;
-#endif
-    team_was_used = true;
-    run_team(jobs, count, total, threads);
+    run_team(jobs, count, total, worthwhile);
   }
 }
 
@@ -112,5 +113,20 @@ int openmp_version() {
   return 0;
 #endif
 }
+
+#if defined(GRADSTEP_X86_LEVELS)
+DefaultFloatMode::DefaultFloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+DefaultFloatMode::~DefaultFloatMode() { _mm_setcsr(static_cast<unsigned>(before_)); }
+#elif defined(__aarch64__) && defined(__GNUC__)  // untested
+DefaultFloatMode::DefaultFloatMode() {
+  const std::uint64_t standard = 0;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+  __asm__ volatile("msr fpcr, %0" : : "r"(standard));
+}
+DefaultFloatMode::~DefaultFloatMode() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
+#else
+DefaultFloatMode::DefaultFloatMode() : before_(0) {}
+DefaultFloatMode::~DefaultFloatMode() {}
+#endif
 
 }  // namespace gradstep

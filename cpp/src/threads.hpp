@@ -9,6 +9,9 @@ namespace gradstep {
 /// thousand elements. Measured, see docs/decisions.md.
 constexpr std::int64_t elements_per_thread = 16384;
 
+/// The most threads that may be asked for. OpenMP ends the process where the system refuses to make one.
+constexpr int thread_limit = 1024;
+
 /// One parameter array of a step.
 struct Job {
   const Kernel* kernel;
@@ -17,17 +20,29 @@ struct Job {
   std::int64_t size;
 };
 
-/// Runs all jobs. Returns when every element has been updated. Needs no lock of the caller; does not throw, unless the
-/// system has no thread to give.
-void run(const Job* jobs, std::int64_t count);
+/// Runs all jobs on up to `threads` threads. Returns when every element has been updated. Needs no lock of the caller.
+void run(const Job* jobs, std::int64_t count, int threads);
 
 /// The most threads that a step may use: the last set_num_threads(), else GRADSTEP_NUM_THREADS, else what OpenMP
 /// would take (OMP_NUM_THREADS, else the cores of this process). Throws std::invalid_argument where
-/// GRADSTEP_NUM_THREADS is not a whole number above 0.
+/// GRADSTEP_NUM_THREADS is not a whole number from 1 to thread_limit.
 int get_num_threads();
 void set_num_threads(int threads);
 
 /// The date of the OpenMP specification that was compiled in, 0 without OpenMP.
 int openmp_version();
+
+/// Rounds to nearest and keeps denormals while it lives, whatever the calling thread was set to: another library may
+/// have turned flush-to-zero on for some threads, and bits must not depend on that.
+class DefaultFloatMode {
+ public:
+  DefaultFloatMode();
+  ~DefaultFloatMode();
+  DefaultFloatMode(const DefaultFloatMode&) = delete;
+  DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
+
+ private:
+  std::uint64_t before_;
+};
 
 }  // namespace gradstep

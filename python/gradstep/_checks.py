@@ -8,15 +8,23 @@ from typing import Any
 
 import numpy as np
 
+#: float64 holds every whole number up to here.
+MAX_INTEGER = 2**53
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    # Both count as whole numbers to Python and NumPy.
+    return isinstance(value, kind) and not isinstance(value, (bool, np.timedelta64))
+
 
 def number(name: str, value: Any) -> float:
     """A real number, as a float. Its range is checked where it is known."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not _is_a(numbers.Real, value):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} must be finite, got a whole number above 1e308") from None
+        raise ValueError(f"{name} must be finite, got a number beyond float64") from None
 
 
 def non_negative(name: str, value: Any) -> float:
@@ -26,11 +34,14 @@ def non_negative(name: str, value: Any) -> float:
     return x
 
 
-def integer(name: str, value: Any, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def integer(name: str, value: Any, minimum: int, maximum: int = MAX_INTEGER) -> int:
+    if not _is_a(numbers.Integral, value):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value > maximum:
+        limit = "2**53" if maximum == MAX_INTEGER else maximum
+        raise ValueError(f"{name} must be at most {limit}, got {value}")
     return int(value)
 
 
@@ -44,3 +55,11 @@ def pair(name: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
     return number(f"{name}[0]", value[0]), number(f"{name}[1]", value[1])
+
+
+def array(name: str, value: Any) -> None:
+    """An array whose elements are all that there is to it."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    if isinstance(value, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"{name} must be a plain NumPy array, got {type(value).__name__}")

@@ -27,6 +27,7 @@ __all__: list[str] = [
     "rules",
     "set_isa",
     "set_num_threads",
+    "thread_limit",
 ]
 
 class Rule:
@@ -49,6 +50,11 @@ class Rule:
     @property
     def name(self) -> str: ...
     @property
+    def row_state(self) -> str | None:
+        """
+        The state that has a row per sample or batch, if one has.
+        """
+    @property
     def states(self) -> tuple[str, ...]: ...
 
 class Plan:
@@ -63,6 +69,23 @@ class Plan:
         nouns: collections.abc.Sequence[str],
         suffixes: collections.abc.Sequence[str],
     ) -> None: ...
+    def acquire(self) -> None:
+        """
+        Keep other threads out until release(), or raise if one is in.
+        """
+    def check(self) -> None:
+        """
+        Raise unless every array is as it was when the plan was made.
+        """
+    def check_apart(self, array: typing.Any, name: str) -> None:
+        """
+        Raise if the array shares memory with what steps write to.
+        """
+    def check_grads(self, grads: collections.abc.Sequence[typing.Any]) -> list[typing.Any]:
+        """
+        Raise unless step() would take these gradients; return them with NumPy scalars as arrays.
+        """
+    def release(self) -> None: ...
     def step(
         self,
         grads: collections.abc.Sequence[typing.Any],
@@ -123,3 +146,4 @@ __version__: str
 compiler: str
 elements_per_thread: int
 openmp: int
+thread_limit: int

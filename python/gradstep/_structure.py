@@ -26,6 +26,7 @@ class Structure:
                 f"{noun} must be a NumPy array, or a list, tuple or dict of them, "
                 f"got {type(tree).__name__}"
             )
+        self._make = getattr(tree, "_make", None)  # of a named tuple
         self._keys: list[Any] = []
         if self._kind is not None:
             self._keys = list(tree) if self._kind is dict else list(range(len(tree)))
@@ -63,4 +64,4 @@ class Structure:
             return arrays[0]
         if self._kind is dict:
             return dict(zip(self._keys, arrays, strict=True))
-        return self._kind(arrays)
+        return self._kind(arrays) if self._make is None else self._make(arrays)

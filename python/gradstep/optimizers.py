@@ -7,8 +7,9 @@ hyper-parameters by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,10 @@ class Optimizer:
         maximize: bool,
         **hyper: float,
     ) -> None:
+        if not self.rules:
+            raise TypeError(
+                "Optimizer is the base class of the rules: use one of them, such as SGD"
+            )
         self._structure = Structure(params, "params")
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
         _core.check_params(self._params, "params", self._structure.suffixes)
@@ -133,10 +138,6 @@ class Optimizer:
         """The number of steps taken."""
         return self._plan.t
 
-    @t.setter
-    def t(self, t: int) -> None:
-        self._plan.t = check.integer("t", t, 0)
-
     @property
     def lr(self) -> LearningRate:
         """The learning rate or schedule. It may be set between steps."""
@@ -162,7 +163,13 @@ class Optimizer:
         shown = {**self.hyperparameters, "lr": self.lr}
         arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
-        return f"<{type(self).__name__} of {size} parameters at t={self.t}: {arguments}>"
+        return f"<{type(self).__name__} ({self.rule}) of {size} at t={self.t}: {arguments}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled, because its parameters are yours: "
+            "make another one and give it state_dict(), or use save() and load()"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that a resumed run needs, except the parameters and a schedule.
@@ -171,16 +178,15 @@ class Optimizer:
             A dict of `rule`, `t`, `hyperparameters`, `state` (by name, in the structure of
             `params`) and `counters` (what has a shape of its own).
         """
-        return {
-            "rule": self.rule,
-            "t": self.t,
-            "hyperparameters": self.hyperparameters,
-            "state": {
-                name: self._structure.build([array.copy() for array in arrays])
-                for name, arrays in self._states.items()
-            },
-            "counters": {name: array.copy() for name, array in self._counters().items()},
-        }
+        with self._alone():
+            return {
+                **self._meta(),
+                "state": {
+                    name: self._structure.build([array.copy() for array in arrays])
+                    for name, arrays in self._states.items()
+                },
+                "counters": {name: array.copy() for name, array in self._counters().items()},
+            }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict()` was taken. Everything in it is copied, hyper-parameters too.
@@ -189,15 +195,18 @@ class Optimizer:
             TypeError, ValueError: not such a dict, or one of another rule, shape or dtype; a
                 schedule in the place of a number, or the reverse. Nothing has changed then.
         """
-        keys = ("rule", "t", "hyperparameters", "counters", "state")
-        missing = [key for key in keys if key not in state_dict]
-        if missing:
-            raise ValueError(f"state_dict lacks {missing}")
-        rule, t, hyper, counters, state = (state_dict[key] for key in keys)
-        states = {
-            name: self._structure.arrays(tree, f"state {name}") for name, tree in state.items()
-        }
-        self._restore(rule, t, hyper, counters, states)
+        _check_keys("state_dict", state_dict, [*self._meta(), "state", "counters"])
+        state, counters = state_dict["state"], state_dict["counters"]
+        _check_keys("state", state, self._states)
+        _check_keys("counters", counters, self._counters())
+        sources: dict[str, Array] = {}
+        for name, tree in state.items():
+            arrays = self._structure.arrays(tree, f"state {name}")
+            sources |= zip(self._labels(f"state {name}"), arrays, strict=True)
+        for label, array in sources.items():
+            self._plan.check_apart(array, label)
+        sources |= {f"counter {name}": array for name, array in counters.items()}
+        self._restore(state_dict, sources, with_params=False)
 
     def save(self, path: _files.PathLike) -> None:
         """Write parameters, states, step count and hyper-parameters to one file, without pickle.
@@ -205,19 +214,13 @@ class Optimizer:
         The file is replaced in one move: a process killed while saving leaves the old one whole.
 
         Args:
-            path: the file. Its format is NumPy's `.npz`.
+            path: the file. Its format is NumPy's `.npz`, with an array per parameter and state.
+
+        Raises:
+            OSError: the file cannot be written.
         """
-        arrays = {f"params/{i}": array for i, array in enumerate(self._params)}
-        for name, state in self._states.items():
-            arrays |= {f"state/{name}/{i}": array for i, array in enumerate(state)}
-        arrays |= {f"counters/{name}": array for name, array in self._counters().items()}
-        meta = {
-            "rule": self.rule,
-            "t": self.t,
-            "hyperparameters": self.hyperparameters,
-            "arrays": self._structure.suffixes,
-        }
-        _files.write(path, meta, arrays)
+        with self._alone():
+            _files.write(path, self._meta(), self._named_arrays(with_params=True))
 
     def load(self, path: _files.PathLike) -> None:
         """Read what `save()` wrote. Parameters and states are overwritten in place.
@@ -228,43 +231,26 @@ class Optimizer:
                 or dtype. Nothing has changed then.
         """
         meta, arrays = _files.read(path)
-        states: dict[str, list[Array]] = {}
-        counters: dict[str, Array] = {}
-        params: list[Array] = []
-        for key, array in arrays.items():
-            kind, *names = key.split("/")
-            if kind == "params":
-                params.append(array)
-            elif kind == "state":
-                states.setdefault(names[0], []).append(array)
-            else:
-                counters[names[0]] = array
         try:
-            if meta["arrays"] != self._structure.suffixes:
-                raise ValueError(
-                    f"its arrays are {meta['arrays']}, those of params {self._structure.suffixes}"
-                )
-            self._restore(
-                meta["rule"], meta["t"], meta["hyperparameters"], counters, states, params
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            _check_keys("the header", meta, ["format", *self._meta()])
+            self._restore(meta, arrays, with_params=True)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit: {error}") from error
 
+    def _meta(self) -> dict[str, Any]:
+        """What is not an array."""
+        return {"rule": self.rule, "t": self.t, "hyperparameters": self.hyperparameters}
+
     def _restore(
-        self,
-        rule: str,
-        t: int,
-        hyper: Mapping[str, Any],
-        counters: Mapping[str, Array],
-        states: Mapping[str, Sequence[Array]],
-        params: Sequence[Array] | None = None,
+        self, meta: Mapping[str, Any], sources: Mapping[str, Array], with_params: bool
     ) -> None:
         """Check everything, then copy everything."""
-        if rule != self.rule:
+        if meta["rule"] != self.rule:
             raise ValueError(
-                f"the state is of the rule {rule!r}, this optimizer's is {self.rule!r}"
+                f"the state is of the rule {meta['rule']!r}, this optimizer's is {self.rule!r}"
             )
-        _same_names("hyper-parameters", hyper, self.hyperparameters)
+        hyper = meta["hyperparameters"]
+        _check_keys("hyperparameters", hyper, self.hyperparameters)
         if (hyper["lr"] is None) != callable(self.lr):
             raise ValueError(
                 f"lr is {hyper['lr']!r} in the state (None: a schedule) and {self.lr!r} here; make "
@@ -274,16 +260,41 @@ class Optimizer:
         numbers = {name: value for name, value in hyper.items() if name != "maximize"}
         checked = self._checked({**numbers, "lr": lr})
         maximize = check.flag("maximize", hyper["maximize"])
-        t = check.integer("t", t, 0)
-        suffixes = self._structure.suffixes
-        copies = _matched("state ", self._states, states, suffixes)
-        copies += _matched("counter ", _listed(self._counters()), _listed(counters), [""])
-        if params is not None:
-            copies += _matched("params", {"": self._params}, {"": params}, suffixes)
-            _core.check_params(self._params, "params", suffixes)
-        for target, source in copies:
-            np.copyto(target, source)
-        self._hyper, self._maximize, self.t = checked, maximize, t
+        t = check.integer("t", meta["t"], 0)
+        targets = self._named_arrays(with_params)
+        _check_keys("the state", sources, targets)
+        for label, target in targets.items():
+            source = sources[label]
+            check.array(label, source)
+            if (source.dtype, source.shape) != (target.dtype, target.shape):
+                raise ValueError(
+                    f"{label} is {source.dtype} of shape {source.shape}, "
+                    f"not {target.dtype} of shape {target.shape}"
+                )
+        with self._alone():
+            for label, target in targets.items():
+                np.copyto(target, sources[label])
+            self._hyper, self._maximize, self._plan.t = checked, maximize, t
+
+    def _labels(self, noun: str) -> list[str]:
+        return [noun + suffix for suffix in self._structure.suffixes]
+
+    def _named_arrays(self, with_params: bool) -> dict[str, Array]:
+        """Every array by the name that messages and files have for it."""
+        named = dict(zip(self._labels("params"), self._params, strict=True)) if with_params else {}
+        for name, arrays in self._states.items():
+            named |= zip(self._labels(f"state {name}"), arrays, strict=True)
+        return named | {f"counter {name}": array for name, array in self._counters().items()}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep steps of other threads out, after a check that every array can be written."""
+        self._plan.acquire()
+        try:
+            self._plan.check()
+            yield
+        finally:
+            self._plan.release()
 
     def _initial_state(self, name: str, param: Array) -> Array:
         return np.zeros(param.shape, param.dtype)
@@ -294,8 +305,7 @@ class Optimizer:
 
     def _arrays(self) -> list[Array]:
         """Every array that a step may write to."""
-        states = [array for arrays in self._states.values() for array in arrays]
-        return [*self._params, *states, *self._counters().values()]
+        return list(self._named_arrays(with_params=True).values())
 
     def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters as numbers in their ranges. A schedule is checked at each step."""
@@ -314,38 +324,14 @@ def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
     return next(rule for rule in named if hyper in (*rule.hyperparameters, "weight_decay"))
 
 
-def _same_names(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if given.keys() != wanted.keys():
-        raise ValueError(f"the state has the {what} {list(given)}, this optimizer {list(wanted)}")
-
-
-def _listed(arrays: Mapping[str, Array]) -> dict[str, list[Array]]:
-    return {name: [array] for name, array in arrays.items()}
-
-
-def _matched(
-    noun: str,
-    targets: Mapping[str, Sequence[Array]],
-    sources: Mapping[str, Sequence[Array]],
-    suffixes: Sequence[str],
-) -> list[tuple[Array, Array]]:
-    """Each target with its source, after the check that shapes and dtypes are the same."""
-    _same_names(f"arrays {noun}".strip(), sources, targets)
-    pairs = []
-    for name, arrays in targets.items():
-        if len(sources[name]) != len(arrays):
-            raise ValueError(f"{noun}{name} has {len(sources[name])} arrays, not {len(arrays)}")
-        for target, source, suffix in zip(arrays, sources[name], suffixes, strict=True):
-            label = f"{noun}{name}{suffix}"
-            if not isinstance(source, np.ndarray):
-                raise TypeError(f"{label} must be a NumPy array, got {type(source).__name__}")
-            if (source.dtype, source.shape) != (target.dtype, target.shape):
-                raise ValueError(
-                    f"{label} is {source.dtype} of shape {source.shape}, "
-                    f"not {target.dtype} of shape {target.shape}"
-                )
-            pairs.append((target, source))
-    return pairs
+def _check_keys(noun: str, given: Any, wanted: Iterable[str]) -> None:
+    """A mapping with these keys and no others."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{noun} must be a dict, got {given!r}")
+    missing = [key for key in wanted if key not in given]
+    unknown = [key for key in given if key not in set(wanted)]
+    if missing or unknown:
+        raise ValueError(f"{noun} does not fit: missing {missing}, unknown {unknown}")
 
 
 class SGD(Optimizer):
@@ -521,10 +507,10 @@ class Nesterov(Optimizer):
 
         Further steps start anew from there.
         """
-        _core.check_params(self._params, "params", self._structure.suffixes)
-        for a, v in zip(self._params, self._states["v"], strict=True):
-            a -= self._hyper["momentum"] * v
-            v.fill(0)
+        with self._alone():
+            for a, v in zip(self._params, self._states["v"], strict=True):
+                a -= self._hyper["momentum"] * v
+                v.fill(0)
 
 
 class Adagrad(Optimizer):
@@ -583,9 +569,15 @@ class Adagrad(Optimizer):
         )
 
     def _initial_state(self, name: str, param: Array) -> Array:
-        if name == "s":
-            return np.full(param.shape, self._start, param.dtype)
-        return super()._initial_state(name, param)
+        if name != "s":
+            return super()._initial_state(name, param)
+        with np.errstate(over="ignore"):
+            start = param.dtype.type(self._start)
+        if not np.isfinite(start):
+            raise ValueError(
+                f"initial_accumulator_value is {self._start}, which {param.dtype} cannot hold"
+            )
+        return np.full(param.shape, start, param.dtype)
 
 
 class RMSprop(Optimizer):
@@ -766,7 +758,8 @@ class WindowSAG(Optimizer):
 
     On curvature L it is stable for `lr < n (1 - cos(pi / n)) / L` only: 2/L for n = 1 and 2,
     0.49/L for n = 10, about pi^2 / (2 n L) for large n. It does not converge to a lower noise
-    floor than SGD; `SAG` does. `window=1` is bit for bit `SGD`.
+    floor than SGD; `SAG` does. `window=1` is bit for bit `SGD`. `d` keeps the rounding errors of
+    all steps, and a NaN or infinity for good.
 
     Args:
         window: n, the gradients kept, at least 1. The ring takes n times the memory of `params`.
@@ -824,7 +817,8 @@ class SAG(Optimizer):
 
     A row is a sample or a mini-batch of a finite sum; its gradient is the last one that was taken
     at it. It converges to the optimum with a constant `lr`, in theory at 1/(16 L), in practice at
-    1/L, where L is the largest curvature of a row.
+    1/L, where L is the largest curvature of a row. `d` keeps the rounding errors of all steps, and
+    a NaN or infinity for good.
 
     Args:
         rows: the number of rows, at least 1. The table takes that many times the memory of
@@ -876,8 +870,15 @@ class SAG(Optimizer):
         if row >= self._seen.size:
             raise IndexError(f"row must be below rows={self._seen.size}, got {row}")
         seen = int(np.count_nonzero(self._seen)) + (not self._seen[row])
-        self._advance(grads, row=row, seen=seen)
+        before, was_seen = self.t, bool(self._seen[row])
+        # Marked first and unmarked if no step was taken: Ctrl-C may arrive right after the step.
         self._seen[row] = True
+        try:
+            self._advance(grads, row=row, seen=seen)
+        except BaseException:
+            if self.t == before:
+                self._seen[row] = was_seen
+            raise
 
     def _initial_state(self, name: str, param: Array) -> Array:
         return np.zeros(

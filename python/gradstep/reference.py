@@ -185,6 +185,8 @@ def step(
         >>> w
         array([ 0.5,  0. , -0.5])
     """
+    # Floats of Python take the array's dtype in NumPy's arithmetic, those of NumPy do not.
+    hyper = {name: float(value) for name, value in hyper.items()}
     with np.errstate(all="ignore"):
         if maximize:
             g = -g
@@ -207,6 +209,7 @@ class Plan:
         suffixes: Sequence[str],
     ) -> None:
         self.rule, self.params, self.states, self.t = rule, params, states, 0
+        self.check = self.acquire = self.release = lambda: None
         names = (r.hyperparameters for r in _core.rules() if r.name == rule)
         self.hyper_names = next(names)
 

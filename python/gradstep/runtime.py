@@ -12,10 +12,10 @@ def set_num_threads(threads: int) -> None:
     """Let a step use up to this many threads. The bits of the result do not depend on it.
 
     Args:
-        threads: at least 1. The start value is `GRADSTEP_NUM_THREADS`, else OpenMP's.
+        threads: from 1 to 1024. The start value is `GRADSTEP_NUM_THREADS`, else OpenMP's.
 
     Raises:
-        TypeError, ValueError: not a whole number, or below 1.
+        TypeError, ValueError: not a whole number, or out of range.
 
     Example:
         >>> import gradstep as gs
@@ -25,14 +25,14 @@ def set_num_threads(threads: int) -> None:
         1
         >>> gs.set_num_threads(before)
     """
-    _core.set_num_threads(check.integer("threads", threads, 1))
+    _core.set_num_threads(check.integer("threads", threads, 1, _core.thread_limit))
 
 
 def get_num_threads() -> int:
     """The most threads that a step may use.
 
     Raises:
-        ValueError: `GRADSTEP_NUM_THREADS` is set and not a whole number from 1 to 65536.
+        ValueError: `GRADSTEP_NUM_THREADS` is set and not a whole number from 1 to 1024.
     """
     return _core.get_num_threads()
 

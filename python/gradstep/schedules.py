@@ -42,9 +42,6 @@ __all__ = [
     "warmup_stable_decay",
 ]
 
-#: float64 holds every whole number up to here.
-MAX_STEP = 2**53
-
 #: A float or a float64 array: each formula is written once for both, so their bits are the same.
 Number = Any
 
@@ -95,11 +92,11 @@ class Schedule:
             TypeError, ValueError: `step` is not a whole number, or out of range.
         """
         if not isinstance(step, np.ndarray):
-            return float(self._at(float(_count("step", step, 0))))
+            return float(self._at(float(check.integer("step", step, 0))))
         if step.dtype.kind not in "iu":
             raise TypeError(f"step must hold whole numbers, got {step!r}")
         for extreme in (step.min(), step.max()) if step.size else ():
-            _count("step", extreme, 0)
+            check.integer("step", extreme, 0)
         values = np.empty(step.size)
         with np.errstate(all="ignore"):  # floats overflow to inf and underflow to 0 silently too
             values[:] = self._at(step.astype(np.float64).ravel())
@@ -175,7 +172,7 @@ def step_decay(lr: float, every: int, factor: float) -> Schedule:
     return Schedule(
         _step_decay,
         lr=check.non_negative("lr", lr),
-        every=_count("every", every, 1),
+        every=check.integer("every", every, 1),
         factor=_shrinking("factor", factor),
     )
 
@@ -267,7 +264,7 @@ def inverse_sqrt(lr: float, warmup_steps: int) -> Schedule:
     return Schedule(
         _inverse_sqrt,
         lr=check.non_negative("lr", lr),
-        warmup_steps=_count("warmup_steps", warmup_steps, 1),
+        warmup_steps=check.integer("warmup_steps", warmup_steps, 1),
     )
 
 
@@ -302,7 +299,7 @@ def polynomial(lr: float, total_steps: int, power: float = 1.0, min_lr: float = 
     return Schedule(
         _polynomial,
         lr=lr,
-        total_steps=_count("total_steps", total_steps, 1),
+        total_steps=check.integer("total_steps", total_steps, 1),
         power=_number("power", power, lambda x: 0 < x < math.inf, "above 0 and finite"),
         min_lr=_min_lr(min_lr, lr),
     )
@@ -338,7 +335,7 @@ def cosine(lr: float, total_steps: int, min_lr: float = 0.0) -> Schedule:
     return Schedule(
         _cosine,
         lr=lr,
-        total_steps=_count("total_steps", total_steps, 1),
+        total_steps=check.integer("total_steps", total_steps, 1),
         min_lr=_min_lr(min_lr, lr),
     )
 
@@ -376,8 +373,8 @@ def cosine_restarts(
     return Schedule(
         _cosine_restarts,
         lr=lr,
-        restart_steps=_count("restart_steps", restart_steps, 1),
-        multiplier=_count("multiplier", multiplier, 1),
+        restart_steps=check.integer("restart_steps", restart_steps, 1),
+        multiplier=check.integer("multiplier", multiplier, 1),
         min_lr=_min_lr(min_lr, lr),
     )
 
@@ -399,7 +396,7 @@ def _cosine_restarts(
 def _restarts(restart_steps: int, multiplier: int) -> NDArray[np.float64]:
     """The first step of every descent, for a multiplier above 1."""
     starts, length = [0], restart_steps
-    while starts[-1] + length <= MAX_STEP:
+    while starts[-1] + length <= check.MAX_INTEGER:
         starts.append(starts[-1] + length)
         length *= multiplier
     return np.array(starts, np.float64)
@@ -456,7 +453,7 @@ def one_cycle(
     return Schedule(
         _one_cycle,
         max_lr=check.non_negative("max_lr", max_lr),
-        total_steps=_count("total_steps", total_steps, 1),
+        total_steps=check.integer("total_steps", total_steps, 1),
         warmup_fraction=_number(
             "warmup_fraction", warmup_fraction, lambda x: 0 <= x < end, f"from 0 to below {end}"
         ),
@@ -521,9 +518,9 @@ def warmup_stable_decay(
     return Schedule(
         _warmup_stable_decay,
         lr=lr,
-        warmup_steps=_count("warmup_steps", warmup_steps, 0),
-        stable_steps=_count("stable_steps", stable_steps, 0),
-        decay_steps=_count("decay_steps", decay_steps, 1),
+        warmup_steps=check.integer("warmup_steps", warmup_steps, 0),
+        stable_steps=check.integer("stable_steps", stable_steps, 0),
+        decay_steps=check.integer("decay_steps", decay_steps, 1),
         min_lr=_min_lr(min_lr, lr),
     )
 
@@ -562,7 +559,7 @@ def warmup(schedule: Schedule | float, steps: int, start: float = 0.0) -> Schedu
     return Schedule(
         _warmup,
         schedule=_schedule("schedule", schedule),
-        steps=_count("steps", steps, 0),
+        steps=check.integer("steps", steps, 0),
         start=_number("start", start, lambda x: 0 <= x <= 1, "from 0 to 1"),
     )
 
@@ -710,13 +707,6 @@ def _min_lr(value: Any, lr: float) -> float:
     return _number("min_lr", value, lambda x: 0 <= x <= lr, f"from 0 to lr, {lr}")
 
 
-def _count(name: str, value: Any, minimum: int) -> int:
-    steps = check.integer(name, value, minimum)
-    if steps > MAX_STEP:
-        raise ValueError(f"{name} must be at most 2**53, got {steps}")
-    return steps
-
-
 def _schedule(name: str, value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
@@ -732,7 +722,7 @@ def _items(name: str, values: Any, item: Callable[[str, Any], Item]) -> tuple[It
 
 
 def _boundaries(values: Any) -> tuple[int, ...]:
-    steps = _items("boundaries", values, lambda name, value: _count(name, value, 1))
+    steps = _items("boundaries", values, lambda name, value: check.integer(name, value, 1))
     if any(b <= a for a, b in pairwise(steps)):
         raise ValueError(f"boundaries must increase, got {values!r}")
     return steps

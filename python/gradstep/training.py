@@ -355,7 +355,7 @@ class _Run:
             return "nothing was written"
         for copy, array in zip(self._saved, self._opt._arrays(), strict=True):
             np.copyto(array, copy)
-        self._opt.t, self.steps, loss = self._saved_at
+        self._opt._plan.t, self.steps, loss = self._saved_at
         return f"parameters restored to those after step {self.steps}, of loss {loss:.6g}"
 
 

@@ -1,0 +1,84 @@
+"""What the documentation says is true: every example runs, every command is run by .ci/run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradstep as gs
+from gradstep.optimizers import CLASSES
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    name for _, name, _ in pkgutil.iter_modules(gs.__path__, "gradstep.") if "_core" not in name
+]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_pages(page):
+    """All blocks of a page are one session."""
+    text = page.read_text(encoding="utf-8")
+    session = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(session, {}, page.name, str(page), 0)
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0
+    assert result.attempted > 0 or page.name != "README.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.name)
+def test_examples(path):
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert not done.stderr
+    if path.name == "train_and_resume.py":
+        assert done.stdout.endswith("the same bits: True\n")
+        accuracy = re.search(r"accuracy ([\d.]+)%", done.stdout)
+        assert accuracy
+        assert float(accuracy[1]) > 88
+
+
+def test_the_readme_names_every_class():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for cls in CLASSES:
+        assert f"`{cls.__name__}`" in readme
+
+
+def test_the_version_is_in_the_changelog():
+    assert f"## {gs.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_nothing_is_imported_but_numpy():
+    code = (
+        "import sys, numpy.random; before = set(sys.modules); import gradstep; "
+        "print(*set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded - sys.stdlib_module_names == {"gradstep", "numpy"}
+
+
+def test_public_names_exist():
+    assert all(hasattr(gs, name) for name in gs.__all__)
