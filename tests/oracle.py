@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,14 @@ class Run:
         for t, g in enumerate(self.grads, 1):
             getattr(functional, self.rule)(w, place(g), *states, t=t, **self.options)
         return [w, *states]
+
+
+needs_glibc = pytest.mark.skipif(
+    not (sys.platform == "linux" and platform.machine() == "x86_64"),
+    reason="GLIBC_TUNABLES hides processor features on x86 Linux only",
+)
+#: Where the C library sees neither FMA nor AVX2 nor AVX-512.
+OLDER_PROCESSOR = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-FMA,-AVX2,-AVX512F"}
 
 
 def python(code: str, **environment: str) -> str:

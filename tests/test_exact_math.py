@@ -2,18 +2,15 @@
 
 import hashlib
 import math
-import os
-import platform
-import subprocess
 import sys
 from decimal import Decimal, Overflow, localcontext
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradstep import _core
+from oracle import OLDER_PROCESSOR, needs_glibc, python
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628621")
 LN2 = 0.6931471805599453  # written out: math.log may differ in the subprocess
@@ -244,26 +241,20 @@ def digests() -> str:
     )
 
 
-needs_glibc = pytest.mark.skipif(
-    not (sys.platform == "linux" and platform.machine() == "x86_64"),
-    reason="GLIBC_TUNABLES hides processor features on x86 Linux only",
-)
-
-
 def digests_on_an_old_processor(module: str) -> str:
-    """What `module.digests()` gives where the C library sees neither FMA nor AVX2 nor AVX-512."""
-    tunables = "glibc.cpu.hwcaps=-FMA,-AVX2,-AVX512F"
-    finished = subprocess.run(
-        [sys.executable, "-c", f"import {module}; print({module}.digests())"],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "GLIBC_TUNABLES": tunables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return finished.stdout.strip()
+    """What `module.digests()` gives where the C library sees an older processor."""
+    code = f"import {module}; print({module}.digests())"
+    return python(code, **OLDER_PROCESSOR).strip()
 
 
 @needs_glibc
 def test_bits_do_not_depend_on_the_processor():
     assert digests_on_an_old_processor("test_exact_math") == digests()
+
+
+@needs_glibc
+def test_those_of_the_c_library_do():
+    """Otherwise the tests of an older processor prove nothing here."""
+    code = "import math; print(hash(tuple(math.exp(x / 1000) for x in range(-9000, 9000))))"
+    if python(code, **OLDER_PROCESSOR) == python(code):
+        pytest.skip("this C library or processor has one variant only")

@@ -371,6 +371,11 @@ def test_repr_tells_the_settings():
 def test_functional_has_every_rule_with_the_defaults_of_its_class():
     assert functional.__all__ == list(RULES)
     assert dir(functional) == sorted(RULES)
+    assert str(inspect.signature(functional.adam)) == (
+        "(param, grad, m, v, /, *, t=1, lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, "
+        "bias_correction=True, weight_decay=0.0, maximize=False)"
+    )
+    assert "gradstep.Adam" in functional.adam.__doc__
     w, v = np.ones(3), np.zeros(3)
     functional.rmsprop(w, np.ones(3), v)
     other = gs.RMSprop(np.ones(3))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import losses
+from gradstep import SAG, losses
 from gradstep.training import Epoch, History, _norm, batches, train
 
 ROWS = 23
@@ -471,12 +471,32 @@ def test_errors_of_validation_pass_through():
         train(adam(), linear_regression, DATA, epochs=1, validation=(X[:, :3], Y))
 
 
-def test_gradients_that_do_not_fit_are_named():
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ((1.0, np.ones(3)), "grads must have the shape of params"),
+        ((1.0, np.ones(4, np.float32)), "grads must have the dtype of params"),
+        ((1.0, np.ones(4, object)), "grads must have dtype float32 or float64, got object"),
+        ((1.0, None), r"grads must be a numpy\.ndarray, got NoneType"),
+        ((1.0, "a"), r"grads must be a numpy\.ndarray, got str"),
+        ((None, np.ones(4)), "the loss that loss_and_grad returns must be a number, got None"),
+        ((1j, np.ones(4)), "the loss that loss_and_grad returns must be a number, got 1j"),
+        (1.0, "loss_and_grad must return a loss and gradients, got 1.0"),
+        (None, "loss_and_grad must return a loss and gradients, got None"),
+    ],
+)
+def test_results_that_do_not_fit_are_named(result, message):
     opt = adam()
     before = bits(opt)
-    with pytest.raises((TypeError, ValueError), match="grads"):
-        train(opt, lambda w, x, y: (1.0, np.ones(3)), DATA, epochs=1)
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(opt, lambda w, x, y: result, DATA, epochs=1)
     assert bits(opt) == before
+
+
+def test_loss_in_an_array_of_one_number():
+    f = linear_regression
+    history = train(adam(), lambda *a: (np.array([f(*a)[0]]), f(*a)[1]), DATA, epochs=2, seed=0)
+    assert history["loss"] == train(adam(), f, DATA, epochs=2, seed=0)["loss"]
 
 
 @pytest.mark.parametrize(
@@ -502,6 +522,9 @@ def test_gradients_that_do_not_fit_are_named():
         ({"data": (X, Y[:5])}, ValueError, r"arrays\[1\] must have the 23 rows"),
         ({"loss_and_grad": 1.0}, TypeError, r"loss_and_grad must be a function, got 1\.0"),
         ({"opt": "adam"}, TypeError, "opt must be a gradstep optimizer, got str"),
+        ({"opt": SAG(np.zeros(4), 0.1, rows=2)}, TypeError, "opt must not be SAG"),
+        ({"callbacks": print}, TypeError, "callbacks must be a list of functions, got <built-in"),
+        ({"max_steps": 10**20}, ValueError, r"max_steps must be at most 2\*\*53"),
     ],
 )
 def test_bad_arguments(options, error, message):

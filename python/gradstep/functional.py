@@ -18,7 +18,6 @@ Example:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from . import _checks as check
@@ -53,8 +52,9 @@ def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
     return {**defaults, **{f"beta{i}": beta for i, beta in enumerate(betas, 1)}}
 
 
-def _update(rule: _core.Rule, class_defaults: Mapping[str, Any]) -> Update:
+def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
     name = rule.name
+    class_defaults = _defaults(cls)
     hyper_defaults = {
         key: class_defaults[key]
         for key in rule.hyperparameters
@@ -91,6 +91,20 @@ def _update(rule: _core.Rule, class_defaults: Mapping[str, Any]) -> Update:
         )
 
     update.__name__ = update.__qualname__ = name
+    update.__doc__ = (
+        f"One step of `gradstep.{cls.__name__}`, in place: {', '.join(['param', *rule.states])} "
+        "are written, grad is read. See the class for the formula and the arguments."
+    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = {
+        "t": 1,
+        **{key: hyper_defaults.get(key, inspect.Parameter.empty) for key, _ in checks},
+    }
+    options |= {"weight_decay": decay_default, "maximize": False}
+    update.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(noun, inspect.Parameter.POSITIONAL_ONLY) for noun in nouns]
+        + [inspect.Parameter(key, keyword, default=value) for key, value in options.items()]
+    )
     return update
 
 
@@ -98,7 +112,7 @@ def __getattr__(name: str) -> Update:
     if name not in CORE_RULES:
         raise AttributeError(f"gradstep.functional has no rule {name!r}; it has {__all__}")
     cls = next(cls for cls in CLASSES if name in cls.rules)
-    function = globals()[name] = _update(CORE_RULES[name], _defaults(cls))
+    function = globals()[name] = _update(CORE_RULES[name], cls)
     return function
 
 

@@ -85,6 +85,7 @@ def huber(z: Array, y: ArrayLike, *, delta: float = 1.0) -> tuple[float, Array]:
     delta = check.non_negative("delta", delta)
     if delta == 0:
         raise ValueError("delta must be above 0, got 0.0")
+    delta = min(delta, float(np.finfo(z.dtype).max))
     r = z - y.astype(z.dtype)
     distance = np.abs(r)
     q = np.minimum(distance, delta)
@@ -272,6 +273,8 @@ def _rows(z: Array, y: ArrayLike, dimensions: tuple[int, ...]) -> tuple[Array, A
         raise ValueError(f"z must have the shape {shapes}, got {z.shape}")
     if z.size == 0:
         raise ValueError(f"z must not be empty, got the shape {z.shape}")
+    if isinstance(y, np.ma.MaskedArray):
+        raise TypeError("y must be a plain array, got a masked one")
     y = np.asarray(y)
     # Exactly: beside z of shape (m,), broadcasting would pair y of shape (m, 1) to a table (m, m).
     shape = z.shape if 1 in dimensions else z.shape[:1]
@@ -335,8 +338,7 @@ def _check_linear(x: Array, weight: Array, bias: Array | None) -> None:
 
 
 def _check_float(name: str, array: Any, like: Array | None = None) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    check.array(name, array)
     if like is None and array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
     if like is not None and array.dtype != like.dtype:

@@ -210,6 +210,7 @@ class Plan:
     ) -> None:
         self.rule, self.params, self.states, self.t = rule, params, states, 0
         self.check = self.acquire = self.release = lambda: None
+        self.check_grads = list
         names = (r.hyperparameters for r in _core.rules() if r.name == rule)
         self.hyper_names = next(names)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
-from .optimizers import Arrays, Optimizer
+from .optimizers import SAG, Arrays, Optimizer
 
 Array = NDArray[Any]
 #: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
@@ -248,11 +248,15 @@ def train(
     """
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
+    if isinstance(opt, SAG):
+        raise TypeError("opt must not be SAG, whose step needs the row of each gradient")
     _check_sequence("data", data)
     feed = batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed)
     limit, spent = _limit(epochs, max_steps, len(feed))
     tol = None if tol is None else check.non_negative("tol", tol)
     best = _Patience(patience, climbs=opt.hyperparameters["maximize"])
+    if callable(callbacks):
+        raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}")
     callbacks = list(callbacks)
     for i, callback in enumerate(callbacks):
         _check_callable(f"callbacks[{i}]", callback)
@@ -304,12 +308,12 @@ class _Run:
         loss = norm = lr = 0.0
         rows = 0
         for count, batch in enumerate(feed, 1):
-            value, grads = loss_and_grad(params, *batch)
-            batch_loss = float(value)
+            batch_loss, grads = _result(loss_and_grad(params, *batch))
             self._check_finite("loss", batch_loss)
             if count == 1:
                 self._save(batch_loss)
-            batch_norm = _norm(opt._structure.arrays(grads, "grads"))
+            arrays = opt._structure.arrays(grads, "grads")
+            batch_norm = _norm(opt._plan.check_grads(arrays))
             self._check_finite("gradient norm", batch_norm)
             lr = opt.current_lr
             opt.step(grads)
@@ -334,7 +338,7 @@ class _Run:
     def _val_loss(self) -> float | None:
         if self._validation is None:
             return None
-        return float(self._loss_and_grad(self._params, *self._validation)[0])
+        return _result(self._loss_and_grad(self._params, *self._validation))[0]
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
@@ -370,7 +374,8 @@ def _limit(epochs: int | None, max_steps: int | None, per_epoch: int) -> tuple[i
     if max_steps is not None:
         max_steps = check.integer("max_steps", max_steps, 0)
         limits.append((max_steps, ("max_steps", f"max_steps: {max_steps} taken")))
-    return min(limits, key=lambda limit: limit[0])
+    steps, verdict = min(limits, key=lambda limit: limit[0])
+    return min(steps, check.MAX_INTEGER), verdict
 
 
 class _Patience:
@@ -407,6 +412,17 @@ def _tolerated(tol: float | None, epoch: Epoch) -> Verdict | None:
         return None
     norms = f"gradient norm {epoch.grad_norm:.3g} <= tol {tol:.3g}"
     return "tolerance", f"tolerance: {norms} after epoch {epoch.epoch}"
+
+
+def _result(result: Any) -> tuple[float, Arrays]:
+    """What the user's function gave: the loss as a float, and the gradients."""
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise TypeError(f"loss_and_grad must return a loss and gradients, got {result!r}")
+    loss, grads = result
+    # A loss may be an array of one number, as sums over NumPy arrays with kept axes are.
+    if isinstance(loss, np.ndarray) and loss.size == 1:
+        loss = loss.item()
+    return check.number("the loss that loss_and_grad returns", loss), grads
 
 
 def _norm(arrays: Sequence[Array]) -> float:
