@@ -43,6 +43,8 @@ def in_child(work) -> int:
     """Runs `work` in a forked child and returns its exit code; a child that hangs is killed."""
     pid = os.fork()
     if pid == 0:
+        # The default action, which ends a child that hangs outside Python too.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(30)
         try:
             work()

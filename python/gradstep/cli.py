@@ -1,0 +1,213 @@
+"""The command `gradstep`: compare the rules on data, or show what runs here.
+
+Whatever goes wrong is told in one line on stderr, with the exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import _core, compare, datasets, runtime
+from .datasets import UsageError
+
+WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+
+COMPARE_HELP = f"""\
+Train a linear model with each rule on the same data and batches, by gradstep and again by NumPy.
+Print a table, the lowest loss first, and draw a picture: the loss by epoch, by time and by batch
+size, and the paths of the rules over an error surface.
+
+data:
+  digits    8 x 8 pictures of digits, softmax regression (default)
+  line      y = 3.5 x + 4 and noise, least squares
+  diabetes  progress of a disease from ten measurements, least squares
+  photo     a pixel from the eight around it, 542,300 times, least squares
+  FILE.csv  columns under a line of names; --target names the one to predict
+  FILE.npz  arrays; --target names the one to predict ("y"), "X" or all others are the features
+A quarter of the rows is held out. A target of text, or of at most {datasets.MAX_CLASSES} whole
+numbers, is classification, any other is regression. Features and the targets of regression are
+standardised, those of digits and line excepted.
+
+rules:
+{textwrap.fill(", ".join(compare.RULES).lower(), 96, initial_indent="  ", subsequent_indent="  ")}
+
+examples:
+  gradstep compare
+  gradstep compare --data diabetes --rules sgd,adam,sag --out diabetes.png
+  gradstep compare --data houses.csv --target price --epochs 50
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the name of the program; those of the process by default.
+
+    Returns:
+        The exit code: 0, 1 where NumPy's bits differ, 2 for what cannot be done, 130 after Ctrl-C,
+        141 where nobody reads the output.
+
+    Example:
+        >>> from gradstep.cli import main
+        >>> main(["--version"])                                       # doctest: +ELLIPSIS
+        gradstep ...
+        0
+    """
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # labels and paths may hold any letter
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "gradstep: interrupted"
+    except BrokenPipeError:
+        code, message = BROKEN_PIPE, ""
+        # Python flushes once more when it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UsageError, OSError, MemoryError) as error:
+        code, message = USAGE, _error_line(str(error) or "out of memory")
+    # Out here the traceback is gone, and with it the progress bar.
+    if message:
+        print(message, file=sys.stderr)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit:  # after --help or --version
+        return 0
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return command(arguments)
+
+
+def _error_line(text: str) -> str:
+    return "gradstep: error: " + " ".join(text.split())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gradstep",
+        description="The gradient step on CPUs. See `gradstep compare --help`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gradstep {_core.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="{compare,info}")
+    _add_compare(
+        commands.add_parser(
+            "compare",
+            help="train linear models with every rule and draw who wins",
+            description=COMPARE_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    info = commands.add_parser("info", help="show what runs here, and every rule")
+    info.add_argument("--json", action="store_true", help="print it as JSON")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    def option(name: str, description: str, **settings: Any) -> None:
+        parser.add_argument(name, help=description, **settings)
+
+    option("--data", "a name or a file, see above", default="digits")
+    option("--target", "the column or array to predict, for files", metavar="NAME")
+    option("--rules", "which rules, such as adam,sgd; all by default", metavar="RULE,...")
+    option(
+        "--epochs",
+        "passes over the data; by default 20 to 100, for about 2500 steps",
+        type=_whole(1),
+    )
+    option("--batch-size", "rows in a batch; by default 32, or a 400th of the data", type=_whole(1))
+    option("--seed", "of the rows held out and the batches; default 0", type=_whole(0), default=0)
+    option("--threads", "the most that the kernels may use", type=_whole(1, _core.thread_limit))
+    option("--out", "the picture; default compare.png", type=Path, default=Path("compare.png"))
+    parser.set_defaults(command=_compare)
+
+
+def _whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
+    limits = f"from {least} to {most}" if most < float("inf") else f"of at least {least}"
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text!r}")
+
+    return parse
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.threads is not None:
+        runtime.set_num_threads(arguments.threads)
+    _checked_info()
+    rules = list(compare.RULES)
+    if arguments.rules is not None:
+        rules = compare.find_rules(arguments.rules)
+    compare.check_picture(arguments.out)
+    data = datasets.load(arguments.data, arguments.target, arguments.seed)
+    found = compare.compare(
+        data,
+        rules,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    print(compare.table(found))
+    compare.save_picture(found, arguments.out)
+    print(f"\npicture: {arguments.out}")
+    wrong = [run.name for run in found.runs if not run.same_bits]
+    if wrong:
+        text = f"{', '.join(wrong)} ended with other bits than NumPy; please report this"
+        print(_error_line(text), file=sys.stderr)
+    return WRONG_BITS if wrong else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    info, rules = _checked_info(), _core.rules()
+    if arguments.json:
+        described = [
+            {
+                "name": rule.name,
+                "hyperparameters": [*rule.hyperparameters, "weight_decay"],
+                "states": list(rule.states),
+                "decoupled_weight_decay": rule.decoupled,
+            }
+            for rule in rules
+        ]
+        print(json.dumps({**info, "rules": described}, indent=2))
+        return 0
+    for name, value in info.items():
+        print(f"{name:14} {', '.join(value) if isinstance(value, list) else value}")
+    print(f"\n{'rule':26} {'states':8} hyper-parameters")
+    for rule in rules:
+        decay = "weight_decay (decoupled)" if rule.decoupled else "weight_decay"
+        hyper = ", ".join([*rule.hyperparameters, decay])
+        print(f"{rule.name:26} {', '.join(rule.states) or '-':8} {hyper}")
+    return 0
+
+
+def _checked_info() -> dict[str, Any]:
+    """What runs here; the environment may ask for what does not exist."""
+    try:
+        return runtime.info()
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,641 @@
+"""Every rule on the same data, batches and start: the runs, the table and the picture.
+
+`gradstep compare` prints what this module finds. Matplotlib is imported only to draw.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import losses, reference
+from .datasets import Dataset, UsageError, demo_packages, load
+from .optimizers import SAG, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, WindowSAG
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+Item = TypeVar("Item")
+
+WINDOW = 10
+#: Single-sample descent takes a step per row: enough rows and epochs to see what it does.
+MAX_SINGLE_ROWS, MAX_SINGLE_EPOCHS = 2000, 30
+PATH_BATCH, PATH_STEPS, PATH_START = 125, 200, (0.0, 6.0)
+
+
+class Problem:
+    """A linear model with bias, and the data to fit it to.
+
+    Args:
+        data: what to fit. Classes make it softmax regression, numbers least squares.
+    """
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+        self.loss = losses.softmax if data.classes else losses.least_squares
+        self.gradient = losses.linear(self.loss)
+
+    def start(self) -> list[Array]:
+        """New parameters: weight and bias, all 0."""
+        outputs = self.data.classes
+        shape = (self.data.x.shape[1], outputs) if outputs else self.data.x.shape[1]
+        return [np.zeros(shape), np.zeros(outputs or 1)]
+
+    def value(self, params: Sequence[Array]) -> float:
+        """The loss over all training rows."""
+        return self.loss(_predict(params, self.data.x), self.data.y)[0]
+
+    def score(self, params: Sequence[Array]) -> float:
+        """The accuracy, or R2, over the rows held out."""
+        z, y = _predict(params, self.data.x_test), self.data.y_test
+        if self.data.classes:
+            return float(np.mean(z.argmax(axis=1) == y))
+        spread = np.sum((y - y.mean()) ** 2)
+        return float(1 - np.sum((z - y) ** 2) / spread) if spread > 0 else math.nan
+
+    def curvature(self, batch_size: int) -> float:
+        """What 1/lr of SGD must exceed: the curvature L of the loss as batches of this size see it.
+
+        All rows see the largest eigenvalue, one row sees that of the worst row, and batches lie
+        between (Gower et al., SGD: general analysis and improved rates, 2019).
+        """
+        rows = len(self.data.x)
+        overall, worst = self._curvatures
+        share = (rows / batch_size - 1) / (rows - 1)
+        return (1 - share) * overall + share * worst
+
+    @cached_property
+    def _curvatures(self) -> tuple[float, float]:
+        """Of the mean over all rows, and the largest of a single row."""
+        x = self.with_ones
+        gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
+        factor = 0.5 if self.data.classes else 1.0
+        overall = np.linalg.eigvalsh(gram)[-1] / len(x)
+        return factor * float(overall), factor * float(np.square(x).sum(axis=1).max())
+
+    @cached_property
+    def weight_size(self) -> float:
+        """About how large weights must be to explain the targets: what adaptive steps count in."""
+        size = 1.0 if self.data.classes else _rms(self.data.y)
+        return size / (_rms(self.data.x) or 1.0)
+
+    @cached_property
+    def optimum(self) -> list[Array] | None:
+        """The least squares solution; None where there is no formula for it."""
+        if self.data.classes:
+            return None
+        solution = np.linalg.lstsq(self.with_ones, self.data.y)[0]
+        return [solution[:-1], solution[-1:]]
+
+    @cached_property
+    def least(self) -> float:
+        """The least possible loss. Of softmax only the bound 0 is known."""
+        return 0.0 if self.optimum is None else self.value(self.optimum)
+
+    @property
+    def with_ones(self) -> Array:
+        """The training features and a column of ones, which the bias multiplies."""
+        return np.column_stack([self.data.x, np.ones(len(self.data.x))])
+
+
+def _predict(params: Sequence[Array], x: Array) -> Array:
+    weight, bias = params
+    return np.asarray(x @ weight + bias)
+
+
+def _rms(x: Array) -> float:
+    return math.sqrt(np.mean(np.square(x)))
+
+
+class Batches:
+    """The training rows, shuffled once and cut into batches whose sizes differ by one at most."""
+
+    def __init__(self, problem: Problem, batch_size: int, seed: int) -> None:
+        x, y = problem.data.x, problem.data.y
+        self.problem, self.size = problem, min(batch_size, len(x))
+        order = np.random.default_rng(seed).permutation(len(x))
+        parts = np.array_split(order, math.ceil(len(x) / self.size))
+        self.items = [(x[rows], y[rows], len(rows) * len(parts) / len(x)) for rows in parts]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def gradient(self, params: Sequence[Array], row: int) -> list[Array]:
+        """The gradient of one batch, weighted such that their mean is that of all rows."""
+        x, y, weight = self.items[row]
+        _, grads = self.problem.gradient(params, x, y)
+        for grad in grads:
+            grad *= weight
+        return list(grads)
+
+
+LearningRate = Callable[[Problem, int], float]
+
+
+def over_curvature(factor: float) -> LearningRate:
+    """lr = factor / L, for rules whose step is a multiple of the gradient."""
+    return lambda problem, batch_size: factor / problem.curvature(batch_size)
+
+
+def of_weights(factor: float) -> LearningRate:
+    """lr = factor x the size of the weights, for rules whose step is about lr in each weight."""
+    return lambda problem, _: factor * problem.weight_size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a rule for a problem, and its line in the picture."""
+
+    cls: type[Optimizer]
+    lr: LearningRate
+    colour: str
+    dash: str = "-"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def learning_rate(self, batches: Batches) -> float:
+        """Three digits, so that the table shows all of it."""
+        return float(f"{self.lr(batches.problem, batches.size):.3g}")
+
+
+# Momentum of 0.9 sums ten gradients up, so lr = 0.1 / L would go at the pace of SGD. The adaptive
+# rules have textbook defaults for networks: 0.01 for Adagrad and RMSprop, 0.001 for Adam.
+# WindowSAG keeps to half its bound. Colours: Okabe and Ito; one family, one colour.
+_MOMENTUM = {"momentum": 0.9}
+RULES: Mapping[str, Recipe] = {
+    "SGD": Recipe(SGD, over_curvature(1), "#000000"),
+    "Momentum": Recipe(SGD, over_curvature(0.2), "#E69F00", options=_MOMENTUM),
+    "Nesterov": Recipe(SGD, over_curvature(0.2), "#D55E00", "--", {**_MOMENTUM, "nesterov": True}),
+    "Adagrad": Recipe(Adagrad, of_weights(0.2), "#009E73"),
+    "RMSprop": Recipe(RMSprop, of_weights(0.003), "#56B4E9"),
+    "Adam": Recipe(Adam, of_weights(0.01), "#0072B2"),
+    "AMSGrad": Recipe(Adam, of_weights(0.01), "#0072B2", "--", {"amsgrad": True}),
+    "AdamW": Recipe(AdamW, of_weights(0.01), "#0072B2", ":"),
+    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7"),
+    "WindowSAG": Recipe(
+        WindowSAG,
+        over_curvature(0.5 * WINDOW * (1 - math.cos(math.pi / WINDOW))),
+        "#CC79A7",
+        "--",
+        {"window": WINDOW},
+    ),
+}
+
+
+def find_rules(names: str) -> list[str]:
+    """The rules in a list such as "adam,sgd", in the spelling of `RULES`.
+
+    Raises:
+        UsageError: no such rule.
+
+    Example:
+        >>> from gradstep.compare import find_rules
+        >>> find_rules("adam, SGD")
+        ['Adam', 'SGD']
+    """
+    known = {name.lower(): name for name in RULES}
+    wanted = [name.strip().lower() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise UsageError(f"unknown rule {unknown[0]!r}; the rules are {', '.join(known)}")
+    return list(dict.fromkeys(known[name] for name in wanted))
+
+
+class Training:
+    """An optimizer on its way through batches, against the clock."""
+
+    def __init__(self, batches: Batches, name: str, in_numpy: bool = False) -> None:
+        recipe = RULES[name]
+        cls: Any = reference.in_numpy(recipe.cls) if in_numpy else recipe.cls
+        rows = {"rows": len(batches)} if recipe.cls is SAG else {}
+        self.batches = batches
+        self.params = batches.problem.start()
+        self.opt = cls(self.params, lr=recipe.learning_rate(batches), **recipe.options, **rows)
+        self.seconds = self.update_seconds = 0.0
+
+    def step(self, row: int) -> None:
+        """One gradient, one update."""
+        opt, which = self.opt, (row,) if isinstance(self.opt, SAG) else ()
+        start = time.perf_counter()
+        grads = self.batches.gradient(self.params, row)
+        middle = time.perf_counter()
+        opt.step(grads, *which)
+        end = time.perf_counter()
+        self.seconds += end - start
+        self.update_seconds += end - middle
+
+
+class Run:
+    """One rule, trained by gradstep and, if wanted, over again by NumPy.
+
+    `losses` has an item for the start and one per epoch, and for each training so have `seconds`
+    and, of the steps without their gradients, `update_seconds`. The loss is taken over all training
+    rows, outside the clock.
+    """
+
+    def __init__(self, batches: Batches, name: str, seed: int, with_numpy: bool = False) -> None:
+        self.name = name
+        self.batches = batches
+        self.trainings = [Training(batches, name)]
+        if with_numpy:
+            self.trainings.append(Training(batches, name, in_numpy=True))
+        self.losses = [batches.problem.value(self.params)]
+        self.seconds = [[0.0] for _ in self.trainings]
+        self.update_seconds = [[0.0] for _ in self.trainings]
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def params(self) -> list[Array]:
+        return self.trainings[0].params
+
+    @property
+    def epochs(self) -> int:
+        return len(self.losses) - 1
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.losses[-1])
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether all trainings ended with the same parameters, to the last bit."""
+        ends = {tuple(_bits(p) for p in training.params) for training in self.trainings}
+        return len(ends) == 1
+
+    @property
+    def update_microseconds(self) -> list[float]:
+        """For each training, one step without its gradient, in the median epoch."""
+        epochs = np.diff(self.update_seconds, axis=1)
+        return list(1e6 * np.median(epochs, axis=1) / len(self.batches))
+
+    def epoch(self) -> None:
+        """One pass over the batches. Both trainings see the machine in turns, so as to be fair."""
+        if self.diverged:
+            return
+        rows = self.order()
+        for training in self.trainings[:: -1 if self.epochs % 2 else 1]:
+            for row in rows:
+                training.step(row)
+        for i, training in enumerate(self.trainings):
+            self.seconds[i].append(training.seconds)
+            self.update_seconds[i].append(training.update_seconds)
+        self.losses.append(self.batches.problem.value(self.params))
+
+    def order(self) -> list[int]:
+        """Each batch once, in a new order; for SAG drawn at random, as its paper does.
+
+        With each once, its table is a pass old, which at lr = 1/L makes it unstable.
+        """
+        batches = len(self.batches)
+        if self.name == "SAG":
+            return list(self._rng.integers(batches, size=batches))
+        return list(self._rng.permutation(batches))
+
+
+def _bits(x: Array) -> bytes:
+    """The bits of an array, the many forms of NaN made one."""
+    return np.where(np.isnan(x), np.nan, x).tobytes()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Args:
+        problem: what was trained.
+        runs: one per rule, the lowest final loss first.
+        sizes: SGD with all rows, some and one in a batch.
+        paths: per rule, the points (slope, intercept) that it passed on the line.
+        line: the problem of the paths.
+    """
+
+    problem: Problem
+    runs: list[Run]
+    sizes: list[Run]
+    paths: dict[str, Array]
+    line: Problem
+
+
+def compare(
+    data: Dataset,
+    rules: Sequence[str] = tuple(RULES),
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Train a linear model with each rule, once by gradstep and once by NumPy.
+
+    Args:
+        data: what to fit, from `gradstep.datasets.load`.
+        rules: names in `RULES`.
+        epochs: passes over the data; if not given, 20 to 100, for about 2500 steps.
+        batch_size: rows in a batch; if not given, 32, or more where that makes over 400 batches.
+        seed: of the batches and their order.
+
+    Example:
+        >>> from gradstep.compare import compare
+        >>> from gradstep.datasets import load
+        >>> found = compare(load("line"), ["SGD", "SAG"], epochs=60)
+        >>> [run.name for run in found.runs]
+        ['SAG', 'SGD']
+    """
+    problem, line = Problem(data), Problem(load("line"))
+    batches = Batches(problem, batch_size or max(32, len(data.x) // 400), seed)
+    epochs = epochs or min(max(2500 // len(batches), 20), 100)
+    few = Problem(_head(data, seed))
+    some = batches.size if len(few.data.x) == len(data.x) else 32
+    sizes = dict.fromkeys((len(few.data.x), some, 1))
+    with np.errstate(all="ignore"):  # a rule may diverge, which its loss shows
+        Run(batches, rules[0], seed, with_numpy=True).epoch()  # warms caches and threads up
+        runs = [Run(batches, name, seed, with_numpy=True) for name in rules]
+        size_runs = [Run(Batches(few, size, seed), "SGD", seed) for size in sizes]
+        plan = [(run, epochs) for run in runs]
+        plan += [(run, min(epochs, MAX_SINGLE_EPOCHS)) for run in size_runs]
+        work = (run for run, times in plan for _ in range(times))
+        for run in _with_progress(work, sum(times for _, times in plan)):
+            run.epoch()
+        paths = {name: _path(Batches(line, PATH_BATCH, seed), name, seed) for name in rules}
+    runs.sort(key=lambda run: math.inf if run.diverged else run.losses[-1])
+    return Comparison(problem, runs, size_runs, paths, line)
+
+
+def _head(data: Dataset, seed: int) -> Dataset:
+    """The data, or as many random rows of it as single-sample descent has time for."""
+    rows = np.random.default_rng(seed).permutation(len(data.x))[:MAX_SINGLE_ROWS]
+    return Dataset(data.name, data.x[rows], data.y[rows], data.x_test, data.y_test, data.classes)
+
+
+def _path(batches: Batches, name: str, seed: int) -> Array:
+    """The parameters after each of some steps."""
+    run = Run(batches, name, seed)
+    run.params[0][:], run.params[1][:] = PATH_START
+    points = [np.concatenate(run.params)]
+    while len(points) <= PATH_STEPS:
+        for row in run.order():
+            run.trainings[0].step(row)
+            points.append(np.concatenate(run.params))
+    return np.array(points)
+
+
+def _with_progress(items: Iterable[Item], total: int) -> Iterable[Item]:
+    """The items, with a bar on a terminal if tqdm is there."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    bar: Iterable[Item] = tqdm(items, "training", total, leave=False, unit=" epochs", disable=None)
+    return bar
+
+
+def table(found: Comparison) -> str:
+    """What was found, in words and numbers, best first."""
+    columns = [
+        [*heading, *(cell(run) for run in found.runs)] for heading, cell in _columns(found.problem)
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    rows = [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    return "\n".join([_heading(found), "", *rows, "", *_notes(found)])
+
+
+def _columns(problem: Problem) -> list[tuple[tuple[str, str], Callable[[Run], str]]]:
+    """Of each column the heading in two lines, and its cell for a run."""
+
+    def above_least(run: Run) -> str:
+        return "-" if run.diverged else f"{max(0.0, run.losses[-1] - problem.least):.1e}"
+
+    def update_ratio(run: Run) -> str:
+        ours, numpys = run.update_microseconds
+        return f"{numpys / ours:.1f}"
+
+    def score(run: Run) -> str:
+        if run.diverged:
+            return "-"
+        value = problem.score(run.params)
+        return f"{100 * value:.1f} %" if problem.data.classes else f"{value:.4f}"
+
+    columns: list[tuple[tuple[str, str], Callable[[Run], str]]] = [
+        (("", "rule"), lambda run: run.name),
+        (("", "lr"), lambda run: f"{RULES[run.name].learning_rate(run.batches):g}"),
+        (("training", "loss"), lambda run: "diverged" if run.diverged else f"{run.losses[-1]:.4g}"),
+        (("above", "least"), above_least),
+        (("held out", "accuracy" if problem.data.classes else "R2"), score),
+        (("", "epochs"), lambda run: str(run.epochs)),
+        (("training", "seconds"), lambda run: f"{run.seconds[0][-1]:.3f}"),
+        (("in", "NumPy"), lambda run: f"{run.seconds[1][-1]:.3f}"),
+        (("", "ratio"), lambda run: f"{run.seconds[1][-1] / run.seconds[0][-1]:.1f}"),
+        (("update", "us"), lambda run: f"{run.update_microseconds[0]:.1f}"),
+        (("in", "NumPy"), lambda run: f"{run.update_microseconds[1]:.1f}"),
+        (("", "ratio"), update_ratio),
+        (("same", "bits"), lambda run: "yes" if run.same_bits else "NO"),
+    ]
+    return [c for c in columns if problem.optimum is not None or c[0] != ("above", "least")]
+
+
+def _model(problem: Problem) -> str:
+    rows, features = problem.data.x.shape
+    classes = f", {problem.data.classes} classes" if problem.data.classes else ""
+    model = "softmax regression" if problem.data.classes else "least squares"
+    size = f"{_count(rows, 'row')} x {_count(features, 'feature')}"
+    return f"{problem.data.name}: {model}, {size}{classes}"
+
+
+def _heading(found: Comparison) -> str:
+    run, data = found.runs[0], found.problem.data
+    batches = f"{len(run.batches):,} batches of {run.batches.size:,}"
+    return f"{_model(found.problem)}; {len(data.x_test):,} rows held out; {batches} per epoch"
+
+
+def _notes(found: Comparison) -> list[str]:
+    notes = [
+        "training seconds: the whole training with its gradients, which are NumPy's on both sides.",
+        "update us: one step without its gradient, in microseconds, in the median epoch.",
+        "same bits: NumPy's training ended with the same parameters, bit for bit.",
+    ]
+    if found.problem.optimum is not None:
+        least = f"least: the least possible loss, {found.problem.least:.6g} (numpy.linalg.lstsq)."
+        notes.insert(0, least)
+    if any(run.name == "SAG" for run in found.runs):
+        notes.append("SAG draws its batches at random; other rules see each once per epoch.")
+    return notes
+
+
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+PICTURE_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.labelsize": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "savefig.dpi": 140,
+}
+
+
+def check_picture(path: Path) -> None:
+    """Find out whether `save_picture` will do, before the training.
+
+    Raises:
+        UsageError: Matplotlib is missing, the suffix is unknown, or the file cannot be written.
+    """
+    with demo_packages():
+        import matplotlib  # noqa: F401
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UsageError(f"--out {path} must end in one of {', '.join(PICTURE_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no directory {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--out {path} cannot be written")
+
+
+def save_picture(found: Comparison, path: Path) -> None:
+    """Write what `draw` draws to a file, in the format of its suffix."""
+    from matplotlib import rc_context
+
+    with rc_context(PICTURE_STYLE):
+        draw(found).savefig(path)
+
+
+def draw(found: Comparison) -> Figure:
+    """Four panels: the loss by epoch, by time and by batch size, and paths on an error surface."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(13, 11.5), layout=layout)
+    (by_epoch, by_time), (by_size, surface) = figure.subplots(2, 2)
+    _draw_epochs(by_epoch, found)
+    _draw_seconds(by_time, found)
+    _draw_sizes(by_size, found)
+    _draw_paths(surface, found)
+    many = len(found.runs) > 1
+    figure.legend(
+        *by_time.get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=6,
+        title=_model(found.problem).replace("$", r"\$") + "; lowest loss first" * many,
+        title_fontsize=14,
+    )
+    figure.supxlabel("Loss: faint after each epoch, bold its running median.", fontsize=10)
+    return figure
+
+
+def _draw_epochs(axes: Axes, found: Comparison) -> None:
+    for run in found.runs:
+        _draw_loss(axes, run, range(run.epochs + 1), **_line(run.name))
+    axes.set_title("Loss by epoch: the same batches for each rule")
+    _set_epoch_axis(axes)
+    _set_loss_axis(axes, found.runs)
+
+
+def _draw_seconds(axes: Axes, found: Comparison) -> None:
+    for place, run in enumerate(found.runs, 1):
+        label = f"{place}. {run.name}" if len(found.runs) > 1 else run.name
+        _draw_loss(axes, run, run.seconds[0], label=label, **_line(run.name))
+    best = found.runs[0]
+    numpys = {"color": "#808080", "linestyle": "-.", "label": f"{best.name} in NumPy"}
+    _draw_loss(axes, best, best.seconds[1], **numpys)
+    axes.set(title="Loss by time: gradients included", xlabel="seconds of training")
+    _set_loss_axis(axes, found.runs)
+
+
+def _draw_sizes(axes: Axes, found: Comparison) -> None:
+    for run, dash in zip(found.sizes, ("--", "-", ":"), strict=False):
+        rows, steps = _count(run.batches.size, "row"), _count(len(run.batches), "step")
+        label = f"{rows},\n{steps} per epoch"
+        line = {"color": RULES["SGD"].colour, "linestyle": dash, "label": label}
+        _draw_loss(axes, run, range(run.epochs + 1), **line)
+    rows = _count(len(found.sizes[0].batches.problem.data.x), "row")
+    axes.set_title(f"Batch size: SGD with all, some or one of {rows}", pad=44)
+    _set_epoch_axis(axes)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, fontsize=10)
+    legend.set_in_layout(False)
+    _set_loss_axis(axes, found.sizes)
+
+
+def _draw_paths(axes: Axes, found: Comparison) -> None:
+    line = found.line
+    assert line.optimum is not None  # it is least squares
+    optimum = np.concatenate(line.optimum)
+    one_per_colour = {RULES[name].colour: name for name in reversed(found.paths)}
+    for name in one_per_colour.values():
+        axes.plot(*found.paths[name].T, **_line(name), marker=".", markersize=5, linewidth=1.2)
+    for text, (x, y), marker in (("start", PATH_START, "o"), ("optimum", optimum, "*")):
+        axes.plot(x, y, "k", marker=marker, markersize=14, markeredgecolor="w", zorder=5)
+        below: Any = {"xytext": (0, -26), "textcoords": "offset points", "ha": "center"}
+        box = {"color": "w", "alpha": 0.8, "pad": 1}
+        axes.annotate(text, (x, y), **below, weight="bold", bbox=box)
+    axes.margins(0.12)
+    slope, intercept = (np.linspace(*limits, 200) for limits in (axes.get_xlim(), axes.get_ylim()))
+    away = np.stack(np.meshgrid(slope, intercept), axis=-1) - optimum
+    hessian = line.with_ones.T @ line.with_ones / len(line.with_ones)
+    height = 0.5 * np.einsum("...i,ij,...j", away, hessian, away)
+    levels = height.max() / 2.0 ** np.arange(12, 0, -1)
+    axes.contour(slope, intercept, height, levels, colors="#b8b8b8", linewidths=0.8, zorder=0)
+    axes.set(title="Paths over the error surface of a line", xlabel="slope", ylabel="intercept")
+    axes.grid(False)
+
+
+def _draw_loss(axes: Axes, run: Run, times: Sequence[float], **line: Any) -> None:
+    above = _above_least(run)
+    axes.plot(times, above, color=line["color"], alpha=0.2, linewidth=0.8)
+    # Where two lines coincide, the dashed one goes on top and both are seen.
+    axes.plot(times, _smooth(above), **line, linewidth=2, zorder=2.1 + (line["linestyle"] != "-"))
+
+
+def _above_least(run: Run) -> Array:
+    """What is drawn of the losses. Those of a rule that diverges end far above the picture."""
+    above = np.array(run.losses) - run.batches.problem.least
+    return np.asarray(np.fmin(above, 1000 * above[0]))
+
+
+def _set_epoch_axis(axes: Axes) -> None:
+    axes.set_xlabel("epochs (passes over the training rows)")
+    axes.locator_params(axis="x", integer=True)
+
+
+def _set_loss_axis(axes: Axes, runs: Sequence[Run]) -> None:
+    """Logarithmic, and only as far as matters: a rule may diverge, or reach the optimum itself."""
+    losses = np.concatenate([_above_least(run) for run in runs])
+    start, lowest = losses[0], losses[losses > 0].min()
+    axes.set_yscale("log")
+    axes.set_ylim(max(lowest / 1.5, 1e-9 * start), 1.5 * min(losses.max(), 10 * start))
+    least = runs[0].batches.problem.optimum is not None
+    axes.set_ylabel("training loss above the least possible" if least else "training loss")
+
+
+def _smooth(values: Array) -> Array:
+    """The running median over a tenth of the values; the first stay."""
+    reach = len(values) // 20
+    near = (slice(max(0, i - min(i, reach)), i + min(i, reach) + 1) for i in range(len(values)))
+    return np.array([np.median(values[part]) for part in near])
+
+
+def _line(name: str) -> dict[str, Any]:
+    return {"color": RULES[name].colour, "linestyle": RULES[name].dash}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
