@@ -99,6 +99,17 @@ def test_no_level_has_code_outside_its_namespace():
         assert not wide, f"{name} holds {sorted(set(wide))}"
 
 
+def test_no_level_calls_code_outside_its_namespace():
+    """Such code would be shared between levels, whichever of them the linker took it from."""
+    for name, code in functions().items():
+        level = re.search(r"gradstep::(x86_64_v\d|baseline)::", name)
+        if level is None:
+            continue
+        targets = [re.search(r"<(.*?)(?:\+0x[0-9a-f]+)?>$", operands) for _, operands in code]
+        outside = {t[1] for t in targets if t and level[0] not in t[1]}
+        assert not outside, f"{name} refers to {outside}"
+
+
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
 def test_all_that_a_level_shares_is_its_table():
     """Everything else of it is in an anonymous namespace, which the linker cannot merge."""
