@@ -14,11 +14,11 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_sep(
         "-", f"gradstep against NumPy, {info['isa']}, {info['threads']} threads, {info['compiler']}"
     )
-    header = f"{'rule':26} {'elements':>10} {'gradstep':>11} {'NumPy':>11} {'ratio':>7} {'GB/s':>6}"
+    header = f"{'step':36} {'elements':>10} {'gradstep':>11} {'NumPy':>11} {'ratio':>7} {'GB/s':>6}"
     terminalreporter.write_line(header)
     for row in sorted(rows, key=lambda row: row["size"]):
         terminalreporter.write_line(
-            f"{row['rule']:26} {row['size']:>10} {row['seconds'] * 1e6:>8.1f} us "
+            f"{row['name']:36} {row['size']:>10} {row['seconds'] * 1e6:>8.1f} us "
             f"{row['numpy_seconds'] * 1e6:>8.1f} us {row['ratio']:>6.1f}x "
             f"{row['bytes_per_second'] / 1e9:>6.1f}"
         )

@@ -1,75 +1,99 @@
-"""One step of every rule against the NumPy expression of the same rule, interleaved.
+"""One step against the same step as a NumPy expression, interleaved.
 
-Each round runs NumPy's step and then ours on arrays of their own, so that a machine that slows down
-slows both. Both start from the same numbers and must end with the same bits.
+Each round runs NumPy's step and then ours, on arrays of their own, so that a machine that slows
+down slows both. Both start from the same numbers and must end with the same bits: each side
+computes exactly what the other does.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 
 import numpy as np
 import pytest
 
+import gradstep as gs
 from gradstep import _core, functional, reference
+from gradstep.optimizers import CLASSES
 
-HYPER = {
-    "weight_decay": 0.0,
-    "lr": 1e-3,
-    "dampening": 0.0,
-    "lr_decay": 1e-3,
-    "eps": 1e-8,
-    "alpha": 0.99,
-    "beta2": 0.999,
-    "bias_correction": True,
-    "seen": 10.0,
-}
-ROUNDS = {1_000: 201, 100_000: 51, 10_000_000: 7}
+ROUNDS = {1_000: 301, 100_000: 51, 10_000_000: 9}
+#: What classes need beside the parameters, and functions beside the arrays.
+NEEDED = {"lr": 1e-3, "window": 3, "rows": 2, "momentum": 0.9, "beta": 0.9, "seen": 10.0}
 
 
 class Side:
-    """Arrays of one contestant, and its times."""
+    """A contestant: its step, and its times."""
 
-    def __init__(self, rule: _core.Rule, size: int, step) -> None:
-        rng = np.random.default_rng(0)
-        self.w = rng.standard_normal(size, np.float32)
-        self.g = rng.standard_normal(size, np.float32)
-        self.states = [np.zeros_like(self.w) for _ in rule.states]
-        self.hyper = {
-            name: HYPER.get(name, 0.9) for name in (*rule.hyperparameters, "weight_decay")
-        }
-        self.step, self.t, self.seconds = step, 0, []
+    def __init__(self, step) -> None:
+        self.step, self.seconds = step, []
 
     def run(self) -> None:
-        self.t += 1
         start = time.perf_counter()
-        self.step(self)
+        self.step()
         self.seconds.append(time.perf_counter() - start)
 
 
-@pytest.mark.parametrize("size", ROUNDS)
-@pytest.mark.parametrize("rule", _core.rules(), ids=lambda rule: rule.name)
-def test_step(benchmark, rule, size):
-    function = getattr(functional, rule.name)
-    ours = Side(rule, size, lambda s: function(s.w, s.g, *s.states, t=s.t, **s.hyper))
-    numpy = Side(
-        rule,
-        size,
-        lambda s: reference.step(rule.name, s.w, s.g, s.states, t=s.t, **s.hyper),
-    )
-    numpy.run()
+def needed(function) -> dict[str, float]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: NEEDED[p.name] for p in parameters if p.default is p.empty and p.name in NEEDED}
+
+
+def compete(benchmark, name, size, ours, numpys, arrays) -> None:
+    ours, numpys = Side(ours), Side(numpys)
+    numpys.run()
     ours.run()  # the first step touches the memory
-    benchmark.group = f"float32 x {size}"
-    benchmark.pedantic(ours.run, setup=numpy.run, rounds=ROUNDS[size])
-    for a, b in zip([ours.w, *ours.states], [numpy.w, *numpy.states], strict=True):
+    benchmark.pedantic(ours.run, setup=numpys.run, rounds=ROUNDS[size])
+    for a, b in zip(*arrays, strict=True):
         np.testing.assert_array_equal(a, b)
-    medians = [float(np.median(side.seconds[1:])) for side in (ours, numpy)]
-    streams = 2 * (1 + len(rule.states)) + 1  # each state and w read and written, g read
+    seconds, numpy_seconds = (float(np.median(side.seconds[1:])) for side in (ours, numpys))
+    # The parameter and each state are read and written, the gradient is read; of a table, a row.
+    streams = 2 * len(arrays[0]) + 1
+    benchmark.group = f"float32 x {size}"
     benchmark.extra_info.update(
-        rule=rule.name,
+        name=name,
         size=size,
-        seconds=medians[0],
-        numpy_seconds=medians[1],
-        ratio=medians[1] / medians[0],
-        bytes_per_second=streams * 4 * size / medians[0],
+        seconds=seconds,
+        numpy_seconds=numpy_seconds,
+        ratio=numpy_seconds / seconds,
+        bytes_per_second=streams * 4 * size / seconds,
+    )
+
+
+def numbers(size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(size, np.float32)
+
+
+@pytest.mark.parametrize("size", ROUNDS)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_class(benchmark, cls, size):
+    """`opt.step(g)`, as most users call it."""
+    opts = [c(numbers(size), **needed(c)) for c in (cls, reference.in_numpy(cls))]
+    g = numbers(size)
+    steps = [lambda o=opt: o.step(g, **({"row": 0} if cls is gs.SAG else {})) for opt in opts]
+    arrays = [[opt.params, *opt.state.values()] for opt in opts]
+    compete(benchmark, f"{cls.__name__}.step", size, *steps, arrays)
+
+
+@pytest.mark.parametrize("size", [1_000, 10_000_000])
+@pytest.mark.parametrize("rule", _core.rules(), ids=lambda rule: rule.name)
+def test_function(benchmark, rule, size):
+    """`gs.functional`, which has every variant of every rule."""
+    function = getattr(functional, rule.name)
+    options = {**inspect.signature(function).parameters}
+    hyper = {
+        name: options[name].default
+        for name in rule.hyperparameters
+        if options[name].default is not inspect.Parameter.empty
+    } | needed(function)
+    g = numbers(size)
+    arrays = [[numbers(size), *(np.zeros(size, np.float32) for _ in rule.states)] for _ in "ab"]
+    (w, *states), (numpy_w, *numpy_states) = arrays
+    compete(
+        benchmark,
+        f"functional.{rule.name}",
+        size,
+        lambda: function(w, g, *states, t=2, weight_decay=0.0, **hyper),
+        lambda: reference.step(rule.name, numpy_w, g, numpy_states, t=2, **hyper),
+        arrays,
     )

@@ -19,6 +19,8 @@ def _is_a(kind: type, value: Any) -> bool:
 
 def number(name: str, value: Any) -> float:
     """A real number, as a float. Its range is checked where it is known."""
+    if type(value) is float:  # nearly always, and at every step
+        return value
     if not _is_a(numbers.Real, value):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
@@ -35,7 +37,7 @@ def non_negative(name: str, value: Any) -> float:
 
 
 def integer(name: str, value: Any, minimum: int, maximum: int = MAX_INTEGER) -> int:
-    if not _is_a(numbers.Integral, value):
+    if type(value) is not int and not _is_a(numbers.Integral, value):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")

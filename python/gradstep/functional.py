@@ -53,18 +53,12 @@ def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
 
 
 def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
-    name = rule.name
+    name, hypers, state_count = rule.name, rule.hyperparameters, len(rule.states)
     class_defaults = _defaults(cls)
-    hyper_defaults = {
-        key: class_defaults[key]
-        for key in rule.hyperparameters
-        if class_defaults.get(key) is not None
-    }
+    defaults = [class_defaults.get(hyper) for hyper in hypers]  # None: it must be given
     decay_default = class_defaults["weight_decay"]
-    checks = [
-        (key, check.flag if isinstance(class_defaults.get(key), bool) else check.number)
-        for key in rule.hyperparameters
-    ]
+    checks = [check.flag if isinstance(value, bool) else check.number for value in defaults]
+    place = {hyper: i for i, hyper in enumerate(hypers)}
     nouns = ["param", "grad", *rule.states]
 
     def update(
@@ -76,34 +70,34 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
         maximize: bool = False,
         **hyper: float,
     ) -> None:
-        if len(states) != len(rule.states):
+        if len(states) != state_count:
             raise TypeError(f"{name}() takes the states {rule.states}, got {len(states)} arrays")
-        given = {**hyper_defaults, **hyper}
-        if given.keys() != set(rule.hyperparameters):
-            raise TypeError(f"{name}() takes {rule.hyperparameters}, got {tuple(given)}")
+        values: list[Any] = defaults.copy()
+        for key, value in hyper.items():
+            if key not in place:
+                raise TypeError(f"{name}() takes {hypers}, got {key!r}")
+            values[place[key]] = checks[place[key]](key, value)
+        if None in values:
+            raise TypeError(f"{name}() needs {hypers[values.index(None)]!r}")
         plan = _core.Plan(name, [param], [[state] for state in states], nouns, [""])
         plan.t = check.integer("t", t, 1) - 1
-        plan.step(
-            (grad,),
-            [float(checked(key, given[key])) for key, checked in checks],
-            check.number("weight_decay", weight_decay),
-            check.flag("maximize", maximize),
-        )
+        decay = check.number("weight_decay", weight_decay)
+        plan.step((grad,), values, decay, check.flag("maximize", maximize))
 
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
         f"One step of `gradstep.{cls.__name__}`, in place: {', '.join(['param', *rule.states])} "
         "are written, grad is read. See the class for the formula and the arguments."
     )
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    options = {
-        "t": 1,
-        **{key: hyper_defaults.get(key, inspect.Parameter.empty) for key, _ in checks},
-    }
-    options |= {"weight_decay": decay_default, "maximize": False}
+    empty = inspect.Parameter.empty
+    options = {hyper: empty if v is None else v for hyper, v in zip(hypers, defaults, strict=True)}
+    options = {"t": 1, **options, "weight_decay": decay_default, "maximize": False}
     update.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(noun, inspect.Parameter.POSITIONAL_ONLY) for noun in nouns]
-        + [inspect.Parameter(key, keyword, default=value) for key, value in options.items()]
+        + [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=value)
+            for option, value in options.items()
+        ]
     )
     return update
 
