@@ -29,6 +29,13 @@ def misaligned(n=3):
     return np.zeros(8 * n + 1, np.uint8)[1:].view(np.float64)
 
 
+class Same:
+    """A key that looks like any other of its class."""
+
+    def __repr__(self):
+        return "same"
+
+
 whole = np.ones(6)
 
 BAD_PARAMS = [
@@ -52,6 +59,7 @@ BAD_PARAMS = [
     ({"w": None}, TypeError, "params['w'] must be a numpy.ndarray, got NoneType"),
     ([], ValueError, "params is empty: []"),
     ({}, ValueError, "params is empty: {}"),
+    ({Same(): np.ones(3), Same(): np.ones(3)}, ValueError, "must have keys that print differently"),
     ("abc", TypeError, "params must be a NumPy array, or a list, tuple or dict of them, got str"),
     ((g for g in [np.ones(3)]), TypeError, "got generator"),
     ([whole, whole], ValueError, "params[1] is the same array as params[0]"),

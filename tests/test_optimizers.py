@@ -359,6 +359,8 @@ def test_lr_can_be_set_between_steps():
 
 
 def test_repr_tells_the_settings():
+    assert "window=3" in repr(gs.WindowSAG(np.ones(2), lr=0.1, window=3))
+    assert "rows=4" in repr(gs.SAG(np.ones(2), lr=0.1, rows=4))
     opt = gs.Adam([np.zeros(3), np.zeros((2, 2))], lr=gs.schedules.constant(0.1))
     text = repr(opt)
     for part in ("Adam", "(adam) of 7", "t=0", "beta2=0.999", "constant(lr=0.1)"):

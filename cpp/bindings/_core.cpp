@@ -257,7 +257,7 @@ class Plan {
     for (std::size_t i = 0; i < params.size(); ++i) {
       Slot slot{Target(params[i], label(0, i)), {}, 0};
       const Memory& param = slot.param.memory;
-      single_precision_ = single_precision_ || param.single_precision;
+      (param.single_precision ? single_precision_ : double_precision_) = true;
       claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < state_names; ++k) {
         Target state(states[k].at(i), label(2 + k, i));
@@ -335,8 +335,8 @@ class Plan {
       // The slots and `held` keep the memory alive, and nothing below touches a Python object.
       const py::gil_scoped_release release;
       const DefaultFloatMode mode;
-      entry.float32.fold(step, float32);
-      entry.float64.fold(step, float64);
+      if (single_precision_) entry.float32.fold(step, float32);
+      if (double_precision_) entry.float64.fold(step, float64);
       run(jobs.data(), static_cast<std::int64_t>(jobs.size()), threads);
     }
     ++t_;
@@ -393,8 +393,8 @@ class Plan {
   std::vector<std::string> nouns_, suffixes_;
   std::vector<Slot> slots_;
   Claims claims_;
-  bool single_precision_ = false;
-  bool busy_ = false;  // guarded by the GIL
+  bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
+  bool busy_ = false;                                         // guarded by the GIL
   std::int64_t t_ = 0;
 };
 

@@ -33,6 +33,8 @@ class Structure:
             if not self._keys:
                 raise ValueError(f"{noun} is empty: {tree!r}")
         self.suffixes = [""] if self._kind is None else [f"[{key!r}]" for key in self._keys]
+        if len(set(self.suffixes)) < len(self.suffixes):
+            raise ValueError(f"{noun} must have keys that print differently, got {self._keys}")
 
     def arrays(self, tree: Any, noun: str) -> Sequence[Any]:
         """The leaves of `tree`, in order. The binding checks what they are."""

@@ -160,7 +160,7 @@ class Optimizer:
         return {**self._hyper, "lr": lr, "maximize": self._maximize}
 
     def __repr__(self) -> str:
-        shown = {**self.hyperparameters, "lr": self.lr}
+        shown = {**self.hyperparameters, "lr": self.lr, **self._sizes()}
         arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
         return f"<{type(self).__name__} ({self.rule}) of {size} at t={self.t}: {arguments}>"
@@ -301,6 +301,10 @@ class Optimizer:
 
     def _counters(self) -> dict[str, Array]:
         """Arrays that belong to the state but are not one per parameter."""
+        return {}
+
+    def _sizes(self) -> dict[str, int]:
+        """Arguments that show in the shapes of the states."""
         return {}
 
     def _arrays(self) -> list[Array]:
@@ -805,6 +809,9 @@ class WindowSAG(Optimizer):
     def _initial_state(self, name: str, param: Array) -> Array:
         return np.zeros((self._window, *param.shape) if name == "y" else param.shape, param.dtype)
 
+    def _sizes(self) -> dict[str, int]:
+        return {"window": self._window}
+
 
 class SAG(Optimizer):
     r"""Stochastic average gradient: descent along the mean of one stored gradient per row.
@@ -887,6 +894,9 @@ class SAG(Optimizer):
 
     def _counters(self) -> dict[str, Array]:
         return {"seen": self._seen}
+
+    def _sizes(self) -> dict[str, int]:
+        return {"rows": self._seen.size}
 
 
 #: Every optimizer class, in the order of this file.
