@@ -215,7 +215,7 @@ def test_bad_arguments(loss, z, y, error, message):
 @pytest.mark.parametrize(
     ("delta", "error", "message"),
     [
-        (0, ValueError, "delta must be above 0, got 0"),
+        (0, ValueError, "delta must be above 0 in float64, got 0"),
         (-1.0, ValueError, "delta must be at least 0 and finite, got -1.0"),
         (np.inf, ValueError, "delta must be .* finite, got inf"),
         ("1", TypeError, "delta must be a number, got '1'"),

@@ -91,6 +91,15 @@ def test_step_in_a_child_forked_beside_running_threads():
     assert codes == [0] * 5
 
 
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_hold_of_another_thread_ends_with_fork():
+    opt = gs.SGD(np.ones(3))
+    opt._plan.acquire()  # as a step of another thread does, which does not exist in the child
+    assert in_child(lambda: opt.step(np.ones(3))) == 0
+    opt._plan.release()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="calls GNU's OpenMP by its name on Linux")
 def test_first_step_in_a_child_of_a_parent_in_which_another_library_used_openmp():
     """The threads that do not exist in the child are those of the runtime, not ours alone."""

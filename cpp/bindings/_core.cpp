@@ -343,10 +343,13 @@ class Plan {
   }
 
   // A step, or whoever reads or writes all arrays from Python, has the Plan to itself; another thread is told so
-  // rather than made to wait, because a lock that is held during fork() would never be free in the child.
+  // rather than made to wait, because a lock that is held during fork() would never be free in the child. Nor does a
+  // hold outlive fork(): its thread does not exist in the child.
   void acquire() {
-    if (busy_) throw std::runtime_error("another thread is stepping, saving or loading this optimizer");
+    if (busy_ && forks_at_hold_ == fork_count())
+      throw std::runtime_error("another thread is stepping, saving or loading this optimizer");
     busy_ = true;
+    forks_at_hold_ = fork_count();
   }
   void release() { busy_ = false; }
 
@@ -395,6 +398,7 @@ class Plan {
   Claims claims_;
   bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
   bool busy_ = false;                                         // guarded by the GIL
+  int forks_at_hold_ = 0;
   std::int64_t t_ = 0;
 };
 

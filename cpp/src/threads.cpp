@@ -27,11 +27,11 @@ namespace {
 constexpr std::int64_t granule = 64;
 
 std::atomic<int> max_threads{0};  // 0: not decided yet
-std::atomic<bool> team_is_lost{false};
+std::atomic<int> forks{0};
 
 #ifndef _WIN32
 // Registered when the library is loaded, because any other library may use the same OpenMP runtime before we do.
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { team_is_lost = true; });
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { ++forks; });
 #endif
 
 int threads_from_environment() {
@@ -87,7 +87,7 @@ void run(const Job* jobs, std::int64_t count, int threads) {
   const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / elements_per_thread));
   if (worthwhile <= 1) {
     run_share(jobs, count, total, 0, 1);
-  } else if (team_is_lost) {
+  } else if (forks > 0) {
     // After fork() the threads that OpenMP keeps for the calling thread do not exist in the child, and waiting for
     // them would hang. A new thread has no team yet and gets a whole one.
     std::thread([=] { run_team(jobs, count, total, worthwhile); }).join();
@@ -105,6 +105,8 @@ int get_num_threads() {
 }
 
 void set_num_threads(int threads) { max_threads = threads; }
+
+int fork_count() { return forks; }
 
 int openmp_version() {
 #ifdef _OPENMP

@@ -32,6 +32,9 @@ void set_num_threads(int threads);
 /// The date of the OpenMP specification that was compiled in, 0 without OpenMP.
 int openmp_version();
 
+/// How many fork() this process descends from, since the library was loaded.
+int fork_count();
+
 /// Rounds to nearest and keeps denormals while it lives, whatever the calling thread was set to: another library may
 /// have turned flush-to-zero on for some threads, and bits must not depend on that.
 class DefaultFloatMode {

@@ -7,9 +7,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,27 @@ FORMAT = "gradstep state 1"
 
 
 def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write beside the file, then replace it: whoever reads it sees the old file or the new one."""
-    target = Path(path).resolve()
+    """A file of these arrays, whose names may be any text: the archive has numbers for them."""
+    header = json.dumps({"format": FORMAT, **meta, "arrays": list(arrays)}).encode()
+    numbered: dict[str, Any] = {f"array_{i}": array for i, array in enumerate(arrays.values())}
+    with replacing(path) as file:
+        np.savez(file, meta=np.frombuffer(header, np.uint8), **numbered)
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place at the end: others see the old file or the new one.
+
+    Raises:
+        OSError: it cannot be written. What was there is as it was.
+    """
+    target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise OSError(f"cannot save to {os.fspath(path)!r}: it is not a regular file")
-    header = json.dumps({"format": FORMAT, **meta}).encode()
-    named: dict[str, Any] = {"meta": np.frombuffer(header, np.uint8), **arrays}
+        raise OSError(f"cannot write to {os.fspath(path)!r}: it is not a regular file")
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            np.savez(file, **named)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
@@ -51,9 +62,10 @@ def read(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
     with Path(path).open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            meta = json.loads(arrays.pop("meta").tobytes())
-            known = meta["format"] == FORMAT
+                meta = json.loads(archive["meta"].tobytes())
+                known = meta["format"] == FORMAT
+                names = meta.pop("arrays") if known else ()
+                arrays = {name: archive[f"array_{i}"] for i, name in enumerate(names)}
         # A damaged archive makes zipfile and NumPy raise almost anything, OSError, RuntimeError and
         # MemoryError (of a shape that cannot be) among it.
         except Exception as error:

@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+def _label(key: Any) -> str:
+    """What messages and files call the array of a key: keys of NumPy print like Python's."""
+    plain = key.item() if isinstance(key, np.generic) else key
+    return f"[{plain!r}]".encode("utf-8", "backslashreplace").decode()
+
+
 class Structure:
     """Takes a structure of arrays apart and puts arrays of the same structure together.
 
@@ -32,7 +38,9 @@ class Structure:
             self._keys = list(tree) if self._kind is dict else list(range(len(tree)))
             if not self._keys:
                 raise ValueError(f"{noun} is empty: {tree!r}")
-        self.suffixes = [""] if self._kind is None else [f"[{key!r}]" for key in self._keys]
+        self.suffixes = [""] if self._kind is None else [_label(key) for key in self._keys]
+        #: A list and a tuple are one kind: what fits one fits the other.
+        self.kind = {None: "an array", dict: "a dict"}.get(self._kind, "a sequence")
         if len(set(self.suffixes)) < len(self.suffixes):
             raise ValueError(f"{noun} must have keys that print differently, got {self._keys}")
 

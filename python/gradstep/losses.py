@@ -82,10 +82,9 @@ def huber(z: Array, y: ArrayLike, *, delta: float = 1.0) -> tuple[float, Array]:
         Huber, Robust estimation of a location parameter, 1964.
     """
     z, y = _rows(z, y, (1, 2))
-    delta = check.non_negative("delta", delta)
-    if delta == 0:
-        raise ValueError("delta must be above 0, got 0.0")
-    delta = min(delta, float(np.finfo(z.dtype).max))
+    delta = min(check.non_negative("delta", delta), float(np.finfo(z.dtype).max))
+    if z.dtype.type(delta) == 0:
+        raise ValueError(f"delta must be above 0 in {z.dtype}, got {delta}")
     r = z - y.astype(z.dtype)
     distance = np.abs(r)
     q = np.minimum(distance, delta)
@@ -260,7 +259,10 @@ def linear(loss: Loss) -> Callable[[LinearParams, Array, ArrayLike], tuple[float
         if bias is None:
             return value, x.T @ dz
         grads = {"weight": x.T @ dz, "bias": np.reshape(dz.sum(axis=0), bias.shape)}
-        return value, grads if isinstance(params, dict) else type(params)(grads.values())
+        if isinstance(params, dict):
+            return value, grads
+        make = getattr(params, "_make", type(params))  # of a named tuple, or list or tuple
+        return value, make(grads.values())
 
     return loss_and_grad
 

@@ -220,7 +220,8 @@ class Optimizer:
             OSError: the file cannot be written.
         """
         with self._alone():
-            _files.write(path, self._meta(), self._named_arrays(with_params=True))
+            meta = {**self._meta(), "params": self._structure.kind}
+            _files.write(path, meta, self._named_arrays(with_params=True))
 
     def load(self, path: _files.PathLike) -> None:
         """Read what `save()` wrote. Parameters and states are overwritten in place.
@@ -232,7 +233,11 @@ class Optimizer:
         """
         meta, arrays = _files.read(path)
         try:
-            _check_keys("the header", meta, ["format", *self._meta()])
+            _check_keys("the header", meta, ["format", *self._meta(), "params"])
+            if meta["params"] != self._structure.kind:
+                raise ValueError(
+                    f"its params are {meta['params']}, here they are {self._structure.kind}"
+                )
             self._restore(meta, arrays, with_params=True)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit: {error}") from error

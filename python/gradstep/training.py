@@ -23,6 +23,8 @@ Stop = Literal["callback", "tolerance", "patience", "epochs", "max_steps", "non-
 #: Why to stop, and the words for it.
 Verdict = tuple[Stop, str]
 Seed = int | np.random.Generator | None
+#: NumPy takes seeds of any size and advises 128 bits.
+MAX_SEED = 2**256
 
 
 class batches:  # noqa: N801 - called like a function, as `range` is
@@ -202,15 +204,16 @@ def train(
     After each epoch the reasons are tried in this order: a callback, `tol`, `patience`, `epochs`,
     `max_steps`. A non-finite loss or gradient stops the run at once, before its step. Parameters,
     states and `t` then go back to the last good point: where the first finite loss of an epoch was
-    measured. An exception, or Ctrl-C, passes through and leaves the steps taken so far.
+    measured. So they do if the last step left parameters that are not finite. An exception, or
+    Ctrl-C, passes through and leaves the steps taken so far.
 
     Args:
         opt: the optimizer; any but `SAG`, whose step needs a row.
         loss_and_grad: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its
             gradients, in the structure of the parameters. See `gradstep.losses.linear`.
         data: arrays with the same number of rows, such as `(x, y)`.
-        batch_size, shuffle, seed: see `batches`. To go on with a run as if it had not stopped, give
-            the same `np.random.Generator` as `seed` again.
+        batch_size, shuffle, seed: see `batches`. To go on with a run that ended with an epoch as if
+            it had not stopped, give the same `np.random.Generator` as `seed` again.
         epochs: at most so many passes over the data. This, `max_steps` or both must be given.
         max_steps: at most so many steps.
         tol: stop when the `grad_norm` of an epoch is at most this, in units of loss per parameter.
@@ -274,6 +277,8 @@ def train(
                 history._append(epoch)
                 bar.set_postfix_str(f"loss {epoch.loss:.4g}")
                 verdict = _asked(callbacks, epoch) or _tolerated(tol, epoch) or best.verdict(epoch)
+    if run.overflowed():
+        verdict = "non-finite", f"non-finite parameters after step {run.steps}: {run.restore()}"
     history.stop, history.reason = verdict or spent
     history.steps = run.steps
     return history
@@ -292,8 +297,8 @@ class _Run:
         _check_callable("loss_and_grad", loss_and_grad)
         if validation is not None:
             _check_sequence("validation", validation)
+            _common_length(validation, "validation")
         self._opt = opt
-        self._params = opt.params
         self._loss_and_grad = loss_and_grad
         self._validation = validation
         self._start = time.perf_counter()
@@ -304,11 +309,11 @@ class _Run:
 
     def epoch(self, feed: Iterable[tuple[Array, ...]], tick: Callable[[], object]) -> Epoch:
         """Step through the batches of `feed`."""
-        opt, loss_and_grad, params = self._opt, self._loss_and_grad, self._params
+        opt, loss_and_grad = self._opt, self._loss_and_grad
         loss = norm = lr = 0.0
         rows = 0
         for count, batch in enumerate(feed, 1):
-            batch_loss, grads = _result(loss_and_grad(params, *batch))
+            batch_loss, grads = _result(loss_and_grad(opt.params, *batch))
             self._check_finite("loss", batch_loss)
             if count == 1:
                 self._save(batch_loss)
@@ -338,12 +343,17 @@ class _Run:
     def _val_loss(self) -> float | None:
         if self._validation is None:
             return None
-        return _result(self._loss_and_grad(self._params, *self._validation))[0]
+        return _result(self._loss_and_grad(self._opt.params, *self._validation))[0]
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             where = f"in epoch {self._epochs + 1}, step {self.steps + 1}"
             raise _NonFiniteError(f"{name} {value} {where}")
+
+    def overflowed(self) -> bool:
+        """Whether the last step left the range of the dtype, which no further loss will show."""
+        arrays = self._opt._structure.arrays(self._opt.params, "params")
+        return bool(self._saved) and not all(np.isfinite(array).all() for array in arrays)
 
     def _save(self, loss: float) -> None:
         live = self._opt._arrays()
@@ -420,13 +430,13 @@ def _result(result: Any) -> tuple[float, Arrays]:
         raise TypeError(f"loss_and_grad must return a loss and gradients, got {result!r}")
     loss, grads = result
     # A loss may be an array of one number, as sums over NumPy arrays with kept axes are.
-    if isinstance(loss, np.ndarray) and loss.size == 1:
+    if type(loss) is np.ndarray and loss.size == 1:
         loss = loss.item()
     return check.number("the loss that loss_and_grad returns", loss), grads
 
 
 def _norm(arrays: Sequence[Array]) -> float:
-    """The L2 norm over all arrays. It is inf or nan where an element is, and only there."""
+    """The L2 norm over all arrays: inf or nan where an element is, or beyond float64."""
     squares = sum([float(np.vdot(array, array)) for array in arrays])
     if 1e-30 < squares < math.inf:
         return math.sqrt(squares)
@@ -468,20 +478,20 @@ def _bar(steps: int, show: bool) -> Any:
     return tqdm(total=steps, unit=" steps", disable=None)
 
 
-def _common_length(arrays: Sequence[Array]) -> int:
+def _common_length(arrays: Sequence[Array], name: str = "arrays") -> int:
     if not arrays:
-        raise ValueError("arrays must hold at least one array, got none")
+        raise ValueError(f"{name} must hold at least one array, got none")
     for i, array in enumerate(arrays):
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"arrays[{i}] must be a NumPy array, got {type(array).__name__}")
+            raise TypeError(f"{name}[{i}] must be a NumPy array, got {type(array).__name__}")
         if array.ndim == 0:
-            raise ValueError(f"arrays[{i}] must have rows, got the shape ()")
+            raise ValueError(f"{name}[{i}] must have rows, got the shape ()")
         if len(array) != len(arrays[0]):
             raise ValueError(
-                f"arrays[{i}] must have the {len(arrays[0])} rows of arrays[0], got {len(array)}"
+                f"{name}[{i}] must have the {len(arrays[0])} rows of {name}[0], got {len(array)}"
             )
     if len(arrays[0]) == 0:
-        raise ValueError("arrays must have at least one row, got 0")
+        raise ValueError(f"{name} must have at least one row, got 0")
     return len(arrays[0])
 
 
@@ -496,7 +506,7 @@ def _batch_size(value: int | str) -> int | None:
 
 def _generator(seed: Seed) -> np.random.Generator:
     known = seed is None or isinstance(seed, np.random.Generator)
-    return np.random.default_rng(seed if known else check.integer("seed", seed, 0))
+    return np.random.default_rng(seed if known else check.integer("seed", seed, 0, MAX_SEED))
 
 
 def _check_sequence(name: str, value: object) -> None:
