@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -675,3 +676,72 @@ def test_the_package_imports_nothing_optional():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_start_at_the_optimum(tmp_path):
+    """Constant features say nothing: every loss stays where it began, and is drawn all the same."""
+    rows = "\n".join(f"1,2,{y:.2f}" for y in np.random.default_rng(0).standard_normal(40))
+    (tmp_path / "flat.csv").write_text("a,b,y\n" + rows + "\n")
+    out = tmp_path / "flat.png"
+    arguments = ["compare", "--data", str(tmp_path / "flat.csv"), "--target", "y", "--epochs", "2"]
+    assert cli.main([*arguments, "--rules", "sgd,adam", "--out", str(out)]) == 0
+    assert out.stat().st_size > 10_000
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+    out = tmp_path / "picture.png"
+    out.write_bytes(b"old")
+
+    def full(self, file, **options):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    arguments = ["compare", "--data", "line", "--epochs", "1", "--rules", "sgd"]
+    assert cli.main([*arguments, "--out", str(out)]) == 2
+    assert out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_names_of_any_bytes(tmp_path):
+    rows = "".join(f"{i},{i % 3}\n" for i in range(30))
+    for name in ("bad\udcff.csv", "control\x01\x1b$_^.csv", "文字.csv"):
+        (tmp_path / name).write_text("a,y\n" + rows)
+        arguments = ["compare", "--data", str(tmp_path / name), "--target", "y", "--epochs", "1"]
+        out = tmp_path / "picture.svg"
+        assert cli.main([*arguments, "--rules", "sgd", "--out", str(out)]) == 0
+        xml.etree.ElementTree.parse(out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors as POSIX shells do")
+@pytest.mark.parametrize(
+    ("redirection", "code"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0), (">&- 2>&-", 0)]
+)
+def test_streams_that_are_closed_or_full(redirection, code):
+    done = subprocess.run(
+        f"{sys.executable} -m gradstep info {redirection}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+    assert len(done.stderr.splitlines()) == (code != 0)
+
+
+@pytest.mark.parametrize("environment", [{"MPLBACKEND": "foo"}])
+def test_settings_of_matplotlib_that_cannot_be_used(environment, tmp_path):
+    arguments = ["compare", "--data", "line", "--epochs", "1", "--rules", "sgd", "--out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gradstep", *arguments, tmp_path / "a.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradstep: error: matplotlib cannot be used")
+    assert len(done.stderr.splitlines()) == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradstep import datasets
-from gradstep.datasets import BUILT_IN, UsageError, load
+from gradstep.datasets import BUILT_IN, UsageError, _held_out, load
 
 ROWS = 40
 
@@ -345,3 +345,33 @@ def test_missing_package(monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.datasets", None)
     fails(name, None, 'pip install "gradstep[demo]"', {"PIL": "P"}.get(package, package))
+
+
+def test_a_column_constant_where_it_is_trained_is_zero_everywhere(tmp_path):
+    """Its mean is rounded, so that its spread is about 1e-17, by which nothing may be divided."""
+    held_out = np.flatnonzero(_held_out(np.zeros(40, int), 0))
+    x = np.full((40, 2), 0.1)
+    x[:, 1] = np.arange(40)
+    x[held_out[0], 0] = 0.3
+    np.savez(tmp_path / "a.npz", X=x, y=np.linspace(0, 1, 40))
+    data = load(str(tmp_path / "a.npz"))
+    assert not data.x[:, 0].any()
+    assert not data.x_test[:, 0].any()
+
+
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_long_doubles_beyond_float64(tmp_path, name):
+    arrays = {"X": np.arange(30, dtype=np.longdouble)[:, None], "y": np.arange(30.0)}
+    arrays[name] = arrays[name].astype(np.longdouble)
+    arrays[name][4] = np.longdouble("1e4000")
+    np.savez(tmp_path / "a.npz", **arrays)
+    if np.isinf(arrays[name][4]).all():
+        pytest.skip("long double is float64 here")
+    with pytest.raises(UsageError, match=f"array '{name}', row 5.*inf is not finite"):
+        load(str(tmp_path / "a.npz"))
+
+
+def test_no_rows(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros((0, 3)), y=np.zeros(0))
+    with pytest.raises(UsageError, match="has 0 rows; at least 10 are needed"):
+        load(str(tmp_path / "a.npz"))

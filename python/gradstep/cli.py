@@ -33,9 +33,9 @@ data:
   photo     a pixel from the eight around it, 542,300 times, least squares
   FILE.csv  columns under a line of names; --target names the one to predict
   FILE.npz  arrays; --target names the one to predict ("y"), "X" or all others are the features
-A quarter of the rows is held out. A target of text, or of at most {datasets.MAX_CLASSES} whole
-numbers, is classification, any other is regression. Features and the targets of regression are
-standardised, those of digits and line excepted.
+A quarter of the rows is held out. A target of text, or of at most {datasets.MAX_CLASSES} distinct
+whole numbers, is classification, any other is regression. Features and the targets of regression
+are standardised, those of digits and line excepted.
 
 rules:
 {textwrap.fill(", ".join(compare.RULES).lower(), 96, initial_indent="  ", subsequent_indent="  ")}
@@ -67,18 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # labels and paths may hold any letter
         code = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is closed otherwise, and prints nothing
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "gradstep: interrupted"
     except BrokenPipeError:
         code, message = BROKEN_PIPE, ""
-        # Python flushes once more when it exits, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UsageError, OSError, MemoryError) as error:
         code, message = USAGE, _error_line(str(error) or "out of memory")
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody reads, or the disk is full
+            # Python flushes once more when it exits, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # Out here the traceback is gone, and with it the progress bar.
-    if message:
+    if message and sys.stderr is not None:  # print() takes None for stdout
         print(message, file=sys.stderr)
     return code
 

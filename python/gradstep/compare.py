@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import losses, reference
+from ._files import replacing
 from .datasets import Dataset, UsageError, demo_packages, load
 from .optimizers import SAG, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, WindowSAG
 
@@ -453,12 +455,15 @@ def _model(problem: Problem) -> str:
     classes = f", {problem.data.classes} classes" if problem.data.classes else ""
     model = "softmax regression" if problem.data.classes else "least squares"
     size = f"{_count(rows, 'row')} x {_count(features, 'feature')}"
-    return f"{problem.data.name}: {model}, {size}{classes}"
+    name = problem.data.name.encode("utf-8", "backslashreplace").decode()
+    name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+    return f"{name}: {model}, {size}{classes}"
 
 
 def _heading(found: Comparison) -> str:
     run, data = found.runs[0], found.problem.data
-    batches = f"{len(run.batches):,} batches of {run.batches.size:,}"
+    count = len(run.batches)
+    batches = f"{count:,} batch{'es' * (count != 1)} of {run.batches.size:,}"
     return f"{_model(found.problem)}; {len(data.x_test):,} rows held out; {batches} per epoch"
 
 
@@ -501,21 +506,28 @@ def check_picture(path: Path) -> None:
         UsageError: Matplotlib is missing, the suffix is unknown, or the file cannot be written.
     """
     with demo_packages():
-        import matplotlib  # noqa: F401
+        try:
+            import matplotlib  # noqa: F401
+        except ValueError as error:  # MPLBACKEND names none
+            raise UsageError(f"matplotlib cannot be used: {error}") from error
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise UsageError(f"--out {path} must end in one of {', '.join(PICTURE_SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is no directory {path.parent}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    special = path.exists() and not path.is_file()
+    if special or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"--out {path} cannot be written")
 
 
 def save_picture(found: Comparison, path: Path) -> None:
     """Write what `draw` draws to a file, in the format of its suffix."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParamsDefault
 
-    with rc_context(PICTURE_STYLE):
-        draw(found).savefig(path)
+    settings = {**rcParamsDefault, **PICTURE_STYLE}
+    settings.pop("backend", None)
+    with replacing(path) as file, warnings.catch_warnings(), rc_context(settings):
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        draw(found).savefig(file, format=path.suffix[1:].lower())
 
 
 def draw(found: Comparison) -> Figure:
@@ -618,12 +630,14 @@ def _set_epoch_axis(axes: Axes) -> None:
 
 def _set_loss_axis(axes: Axes, runs: Sequence[Run]) -> None:
     """Logarithmic, and only as far as matters: a rule may diverge, or reach the optimum itself."""
-    losses = np.concatenate([_above_least(run) for run in runs])
-    start, lowest = losses[0], losses[losses > 0].min()
-    axes.set_yscale("log")
-    axes.set_ylim(max(lowest / 1.5, 1e-9 * start), 1.5 * min(losses.max(), 10 * start))
     least = runs[0].batches.problem.optimum is not None
     axes.set_ylabel("training loss above the least possible" if least else "training loss")
+    losses = np.concatenate([_above_least(run) for run in runs])
+    start = losses[0]
+    if start > 0:  # else it starts at the optimum: constant features say nothing
+        lowest = losses[losses > 0].min()
+        axes.set_yscale("log")
+        axes.set_ylim(max(lowest / 1.5, 1e-9 * start), 1.5 * min(losses.max(), 10 * start))
 
 
 def _smooth(values: Array) -> Array:

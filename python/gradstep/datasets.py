@@ -260,9 +260,7 @@ def _npz_arrays(path: Path) -> dict[str, Array]:
     except OSError:
         raise
     except Exception as error:  # a damaged file can raise almost anything
-        raise UsageError(
-            f"{path} is damaged, or is no .npz file of plain arrays: {error}"
-        ) from error
+        raise UsageError(f"{path} is damaged, or is no .npz file of plain arrays") from error
 
 
 def _npz_columns(path: Path, name: str, array: Array, rows: int) -> Array:
@@ -274,13 +272,15 @@ def _npz_columns(path: Path, name: str, array: Array, rows: int) -> Array:
         raise UsageError(f"{where} must have one or two dimensions, not {array.ndim}")
     if len(array) != rows:
         raise UsageError(f"{where} has {len(array)} rows, the target {rows}")
+    with np.errstate(over="ignore"):  # a long double may be beyond float64
+        array = array.astype(float)
     wrong = np.argwhere(~np.isfinite(array))
     if len(wrong):
         index = tuple(wrong[0].tolist())
         axes = ("row", "column")[: array.ndim]
         place = ", ".join(f"{axis} {i + 1}" for axis, i in zip(axes, index, strict=True))
         raise UsageError(f"{where}, {place}: {array[index]} is not finite")
-    return array.reshape(rows, -1).astype(float)
+    return array if array.ndim == 2 else array[:, np.newaxis]
 
 
 def _prepared(raw: _Raw, seed: int) -> Dataset:
@@ -326,5 +326,7 @@ def _standardised(x: Array, held_out: NDArray[np.bool_]) -> Array:
     # In units of the largest, no square overflows, and what is constant is exactly so.
     top = np.abs(x).max(axis=0)
     x = x / np.where(top > 0, top, 1)
-    spread = x[~held_out].std(axis=0)
-    return (x - x[~held_out].mean(axis=0)) / np.where(spread > 0, spread, 1)  # type: ignore[no-any-return]
+    seen = x[~held_out]
+    constant = seen.min(axis=0) == seen.max(axis=0)  # its mean is rounded, so its spread may be > 0
+    spread = np.where(constant, 1, seen.std(axis=0))
+    return np.where(constant, 0, (x - seen.mean(axis=0)) / spread)
