@@ -123,8 +123,26 @@ struct Memory {
 
 std::string shape_text(const py::array& array) { return text(array.attr("shape")); }
 
+// NumPy keeps one dtype object per number type; arrays share it, unless made with a dtype of their own.
+template <class T>
+const PyObject* shared_dtype() {
+  static const PyObject* dtype = py::dtype::of<T>().release().ptr();
+  return dtype;
+}
+
 // What every array must be to be read in place, whatever its role.
 Memory check_memory(const py::handle& object, const Label& label) {
+  // The quick way, which nearly every array goes at every step, asks what the slow way asks, and has no messages.
+  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) {
+    const auto* array = py::detail::array_proxy(object.ptr());
+    constexpr int good = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    const bool single_precision = array->descr == shared_dtype<float>();
+    if ((array->flags & good) == good && (single_precision || array->descr == shared_dtype<double>())) {
+      std::int64_t size = 1;
+      for (int i = 0; i < array->nd; ++i) size *= array->dimensions[i];
+      return {reinterpret_cast<std::uintptr_t>(array->data), size, single_precision};
+    }
+  }
   if (!py::isinstance<py::array>(object))
     throw py::type_error(label + " must be a numpy.ndarray, got " + text(py::type::of(object).attr("__name__")));
   const auto array = py::reinterpret_borrow<py::array>(object);
@@ -150,7 +168,7 @@ Memory check_memory(const py::handle& object, const Label& label) {
 
 Memory check_writeable_memory(const py::handle& object, const Label& label) {
   const Memory memory = check_memory(object, label);
-  if (!py::reinterpret_borrow<py::array>(object).writeable())
+  if (!(py::detail::array_proxy(object.ptr())->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_))
     throw py::value_error(label + " is read-only, so it cannot be updated in place");
   return memory;
 }

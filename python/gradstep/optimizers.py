@@ -81,6 +81,7 @@ class Optimizer:
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
+        self._rule_hypers = self._rule.hyperparameters
         self._maximize = check.flag("maximize", maximize)
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._states: dict[str, list[Array]] = {
@@ -109,10 +110,12 @@ class Optimizer:
 
     def _advance(self, grads: Arrays, row: int = 0, **late: float) -> None:
         """One step. `late` holds the hyper-parameters that are known only now."""
-        hyper = {**self._hyper, **late, "lr": self.current_lr}
+        hyper = self._hyper
+        if late or callable(hyper["lr"]):
+            hyper = {**hyper, **late, "lr": self.current_lr}
         self._plan.step(
             self._structure.arrays(grads, "grads"),
-            [hyper[name] for name in self._rule.hyperparameters],
+            [hyper[name] for name in self._rule_hypers],
             hyper["weight_decay"],
             self._maximize,
             row,
