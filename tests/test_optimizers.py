@@ -121,6 +121,19 @@ def test_resumes_with_the_same_bits(cls, options, tmp_path):
             assert_same_bits(actual, expected)
 
 
+@every_variant
+def test_the_oracle_resumes_too(cls, options, tmp_path):
+    native, oracle = cls(np.ones(5), **options), reference.in_numpy(cls)(np.ones(5), **options)
+    train(native, 4)
+    native.save(tmp_path / "state.npz")
+    oracle.load(tmp_path / "state.npz")
+    oracle.load_state_dict(native.state_dict())
+    for opt in (native, oracle):
+        train(opt, 3, start=4)
+    for actual, expected in zip(native._arrays(), oracle._arrays(), strict=True):
+        assert_same_bits(actual, expected)
+
+
 def test_loading_brings_the_hyperparameters(tmp_path):
     first = gs.Adam(np.ones(3), lr=0.1, betas=(0.5, 0.6), maximize=True)
     first.step(np.ones(3))
