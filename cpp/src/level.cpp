@@ -82,15 +82,16 @@ void fold(const Step& step, Constants& constants) noexcept {
 // what the bindings have checked: no two buffers overlap. It is inlined, so that each rule, type and level has one
 // function, sweep, that a test of the machine code can find.
 template <class Rule, class T, std::size_t... I>
-GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, T* w, const T* g, T* const* states, std::int64_t n,
+GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin, std::int64_t end,
                           std::index_sequence<I...>) {
-  T* const state[sizeof...(I) + 1] = {states[I]..., nullptr};
-  (void)state;
+  T* const w = static_cast<T*>(buffers.param);
+  const T* const g = static_cast<const T*>(buffers.grad);
+  [[maybe_unused]] T* const states[] = {static_cast<T*>(buffers.states[I])..., nullptr};
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
+  for (std::int64_t i = begin; i < end; ++i) {
     T value = w[i];
     const T gradient = folded.prelude(value, g[i]);
-    folded.rule(value, gradient, state[I][i]...);
+    folded.rule(value, gradient, states[I][i]...);
     w[i] = value;
   }
 }
@@ -98,12 +99,8 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, T* w, const T* g, T* con
 template <class Rule, class T>
 GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
                              std::int64_t end) noexcept {
-  constexpr std::size_t count = state_count<Rule>();
-  T* states[count + 1] = {};
-  for (std::size_t i = 0; i < count; ++i) states[i] = static_cast<T*>(buffers.states[i]) + begin;
   const auto* folded = std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
-  loop<Rule, T>(*folded, static_cast<T*>(buffers.param) + begin, static_cast<const T*>(buffers.grad) + begin, states,
-                end - begin, std::make_index_sequence<count>());
+  loop<Rule, T>(*folded, buffers, begin, end, std::make_index_sequence<state_count<Rule>()>());
 }
 
 template <class Rule, class T>
