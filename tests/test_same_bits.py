@@ -74,16 +74,17 @@ def test_sizes_and_threads(rule, dtype, level, numbers):
 @every_dtype
 def test_places(rule, dtype, level):
     """Any alignment that a NumPy array of its dtype can have."""
-    for offset in range(1, 17):
+    cases = [(65, offset) for offset in range(1, 17)] + [(5003, offset) for offset in (1, 6, 13)]
+    for size, offset in cases:
 
         def shifted(array, offset=offset):
             room = np.empty(array.size + offset, array.dtype)[offset:]
             room[...] = array
             return room
 
-        run = Run(rule, 65, dtype)
+        run = Run(rule, size, dtype)
         for actual, expected in zip(run.natively(shifted), run.by_oracle(), strict=True):
-            assert_same_bits(actual, expected, f"offset {offset}")
+            assert_same_bits(actual, expected, f"{size} elements, offset {offset}")
 
 
 @every_rule

@@ -334,7 +334,8 @@ class Plan {
       Job job{param.single_precision ? &entry.float32 : &entry.float64,
               param.single_precision ? &float32 : &float64,
               {param.data(), grad.data(), {}},
-              param.size};
+              param.size,
+              param.item_size()};
       for (std::size_t k = 0; k < slots_[i].states.size(); ++k)
         job.buffers.states[k] = slots_[i].states[k].memory.data();
       if (slots_[i].rows > 0) {

@@ -18,6 +18,7 @@ struct Job {
   const Constants* constants;
   Buffers buffers;
   std::int64_t size;
+  std::int64_t item_size;  // bytes
 };
 
 /// Runs all jobs on up to `threads` threads. Returns when every element has been updated. Needs no lock of the caller.
