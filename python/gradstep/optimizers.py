@@ -81,7 +81,7 @@ class Optimizer:
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
-        self._rule_hypers = self._rule.hyperparameters
+        self._rule_hypers = self._rule.hyperparameters  # which the binding makes anew at each call
         self._maximize = check.flag("maximize", maximize)
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._states: dict[str, list[Array]] = {

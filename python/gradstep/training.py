@@ -352,8 +352,8 @@ class _Run:
 
     def overflowed(self) -> bool:
         """Whether the last step left the range of the dtype, which no further loss will show."""
-        arrays = self._opt._structure.arrays(self._opt.params, "params")
-        return bool(self._saved) and not all(np.isfinite(array).all() for array in arrays)
+        params = self._opt._params
+        return bool(self._saved) and not all(np.isfinite(array).all() for array in params)
 
     def _save(self, loss: float) -> None:
         live = self._opt._arrays()
