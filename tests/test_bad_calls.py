@@ -237,10 +237,14 @@ def freeze(array):
     array.setflags(write=False)
 
 
-@pytest.mark.parametrize("change", [resize, reshape, retype, freeze])
-@pytest.mark.parametrize("which", ["params", "state b"])
+# A state does not own its memory, so that NumPy itself refuses to resize it.
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [("params", resize)]
+    + [(which, c) for which in ("params", "state b") for c in (reshape, retype, freeze)],
+)
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
-def test_arrays_that_change_after_construction(change, which):
+def test_arrays_that_change_after_construction(which, change):
     opt = gs.SGD(np.ones(8, np.float32), momentum=0.9)
     array = opt.params if which == "params" else opt.state["b"]
     other = opt.state["b"] if which == "params" else opt.params

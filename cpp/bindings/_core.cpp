@@ -11,8 +11,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "levels.hpp"
@@ -37,10 +39,11 @@ struct Label {
 std::string operator+(const Label& label, const std::string& rest) { return std::string(label) + rest; }
 std::string operator+(const std::string& start, const Label& label) { return start + std::string(label); }
 
-// The specs are those of every level; only a step asks for the active one.
-const Entry& find_rule(const std::string& name, const Table& table = baseline::table()) {
+// The place of a rule in the table of every level.
+int find_rule(const std::string& name) {
+  const Table& table = baseline::table();
   for (int i = 0; i < table.size; ++i)
-    if (name == table.entries[i].spec.name) return table.entries[i];
+    if (name == table.entries[i].spec.name) return i;
   throw py::key_error(name);
 }
 
@@ -89,6 +92,8 @@ void check_hyper(Hyper hyper, double x, bool single_precision) {
 }
 
 constexpr Hyper weight_decay_hyper{"weight_decay", Range::non_negative};
+constexpr Hyper grad_scale_hyper{"grad_scale", Range::positive};
+constexpr Hyper clip_value_hyper{"clip_value", Range::positive};
 
 void check_hypers(const Spec& spec, const std::vector<double>& values, double weight_decay, bool single_precision) {
   const int count = hyper_count(spec);
@@ -97,6 +102,11 @@ void check_hypers(const Spec& spec, const std::vector<double>& values, double we
                           std::to_string(values.size()));
   for (int i = 0; i < count; ++i) check_hyper(spec.hyper[i], values[static_cast<std::size_t>(i)], single_precision);
   check_hyper(weight_decay_hyper, weight_decay, single_precision);
+}
+
+// Infinity only measures.
+void check_clip_norm(double x) {
+  if (!(x > 0)) throw py::value_error("clip_norm must be above 0, got " + text(py::float_(x)));
 }
 
 void check_hyper_by_name(const Spec& spec, const std::string& name, double x, bool single_precision) {
@@ -260,20 +270,29 @@ class Target {
   std::vector<py::ssize_t> shape_;
 };
 
+// What a step that measured the gradients tells: their norm, whether it was clipped, whether the step was skipped.
+using Report = std::tuple<double, bool, bool>;
+
 // A rule bound to parameters and states. It keeps them alive and counts the steps.
 class Plan {
  public:
   // `nouns` names the parameters, the gradients and the rule's states in messages, `suffixes` the arrays of each.
   // The state that has rows may have an axis for them before the parameter's axes: step(row=...) picks one.
-  Plan(std::string rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
-       std::vector<std::string> suffixes)
-      : rule_(std::move(rule)), nouns_(std::move(nouns)), suffixes_(std::move(suffixes)) {
-    const Spec& spec = find_rule(rule_, active_level().table()).spec;
+  Plan(const std::string& rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
+       std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals)
+      : rule_(find_rule(rule)),
+        nouns_(std::move(nouns)),
+        suffixes_(std::move(suffixes)),
+        skip_nonfinite_(skip_nonfinite),
+        denormals_(flush_denormals ? Denormals::flush : Denormals::keep) {
+    const Spec& spec = active_level().table().entries[rule_].spec;
     const auto state_names = static_cast<std::size_t>(state_count(spec));
     if (nouns_.size() != 2 + state_names || states.size() != state_names || suffixes_.size() != params.size())
-      throw py::value_error(rule_ + ": wrong number of nouns, states or suffixes");
+      throw py::value_error(rule + ": wrong number of nouns, states or suffixes");
+    if (flush_denormals && !can_flush_denormals())
+      throw py::value_error("flush_denormals=True is not supported on this processor by this build");
     for (std::size_t i = 0; i < params.size(); ++i) {
-      Slot slot{Target(params[i], label(0, i)), {}, 0};
+      Slot slot{Target(params[i], label(0, i)), {}, 0, {}};
       const Memory& param = slot.param.memory;
       (param.single_precision ? single_precision_ : double_precision_) = true;
       claims_.add(param, label(0, i));
@@ -302,11 +321,17 @@ class Plan {
   }
 
   // Raises unless step() would take these gradients. Returns them with NumPy scalars as arrays.
-  Arrays check_grads(Arrays grads) const {
+  Arrays check_grads(Arrays grads, bool zero_grad) {
     if (grads.size() != slots_.size())
       throw py::value_error(nouns_[1] + " must hold " + std::to_string(slots_.size()) + " arrays, got " +
                             std::to_string(grads.size()));
-    for (std::size_t i = 0; i < grads.size(); ++i) check_gradient(grads[i], slots_[i].param, i);
+    for (std::size_t i = 0; i < grads.size(); ++i) check_gradient(grads[i], i, zero_grad);
+    if (zero_grad && !grads_apart_) {
+      Claims written;
+      for (std::size_t i = 0; i < grads.size(); ++i) written.add(slots_[i].grad, label(1, i));
+      written.sort_and_check();
+      grads_apart_ = true;
+    }
     return grads;
   }
 
@@ -317,48 +342,63 @@ class Plan {
     claims_.check_free(check_memory(array, label), label);
   }
 
-  void step(Arrays grads, const std::vector<double>& hyper, double weight_decay, bool maximize, std::int64_t row) {
-    const Entry& entry = find_rule(rule_, active_level().table());
+  std::optional<Report> step(Arrays grads, const std::vector<double>& hyper, double weight_decay, bool maximize,
+                             std::int64_t row, double grad_scale, std::optional<double> clip_norm,
+                             std::optional<double> clip_value, bool zero_grad) {
+    const Hold hold(*this);
+    const Table& table = active_level().table();
+    const Entry& entry = table.entries[rule_];
     const int threads = get_num_threads();
     check_hypers(entry.spec, hyper, weight_decay, single_precision_);
+    check_hyper(grad_scale_hyper, grad_scale, single_precision_);
+    if (clip_norm) check_clip_norm(*clip_norm);
+    if (clip_value) check_hyper(clip_value_hyper, *clip_value, single_precision_);
     check_t(t_ + 1);
     check();
     // Our own references: the caller's list can change while Python runs elsewhere.
-    const Arrays held = check_grads(std::move(grads));
+    const Arrays held = check_grads(std::move(grads), zero_grad);
     Constants float32, float64;
     std::vector<Job> jobs;
     jobs.reserve(slots_.size());
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      const Memory& param = slots_[i].param.memory;
-      const auto grad = py::reinterpret_borrow<py::array>(held[i]);
+    for (const Slot& slot : slots_) {
+      const Memory& param = slot.param.memory;
       Job job{param.single_precision ? &entry.float32 : &entry.float64,
               param.single_precision ? &float32 : &float64,
-              {param.data(), grad.data(), {}},
+              {param.data(), slot.grad.data(), {}},
               param.size,
               param.item_size()};
-      for (std::size_t k = 0; k < slots_[i].states.size(); ++k)
-        job.buffers.states[k] = slots_[i].states[k].memory.data();
-      if (slots_[i].rows > 0) {
-        if (row < 0 || row >= slots_[i].rows)
-          throw py::index_error("row must be at least 0 and below " + std::to_string(slots_[i].rows) + ", got " +
+      for (std::size_t k = 0; k < slot.states.size(); ++k) job.buffers.states[k] = slot.states[k].memory.data();
+      if (slot.rows > 0) {
+        if (row < 0 || row >= slot.rows)
+          throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
                                 std::to_string(row));
         auto& state = job.buffers.states[entry.spec.row_state];
         state = static_cast<char*>(state) + row * param.size * param.item_size();
       }
       jobs.push_back(job);
     }
-    const Hold hold(*this);
-    Step step{t_ + 1, weight_decay, maximize, {}};
+    Step step{t_ + 1, weight_decay, maximize, grad_scale, 1, clip_value.value_or(HUGE_VAL), zero_grad, {}};
     std::copy(hyper.begin(), hyper.end(), step.hyper);
+    const bool measured = clip_norm || skip_nonfinite_;
+    Norm norm{};
+    bool clipped = false;
     {
       // The slots and `held` keep the memory alive, and nothing below touches a Python object.
       const py::gil_scoped_release release;
-      const DefaultFloatMode mode;
-      if (single_precision_) entry.float32.fold(step, float32);
-      if (double_precision_) entry.float64.fold(step, float64);
-      run(jobs.data(), static_cast<std::int64_t>(jobs.size()), threads);
+      const FloatMode mode(Denormals::keep);
+      if (measured) norm = grad_norm(jobs, threads, table, grad_scale);
+      if (std::isfinite(norm.value)) {
+        clipped = clip_norm && norm.value > *clip_norm;
+        if (clipped) step.clip = *clip_norm / norm.value;
+        if (single_precision_) entry.float32.fold(step, float32);
+        if (double_precision_) entry.float64.fold(step, float64);
+        run(jobs.data(), static_cast<std::int64_t>(jobs.size()), threads, denormals_);
+      }
     }
-    ++t_;
+    if (!std::isfinite(norm.value) && !skip_nonfinite_) throw py::value_error(why_no_norm(norm, grad_scale));
+    if (std::isfinite(norm.value)) ++t_;
+    if (!measured) return std::nullopt;
+    return Report{norm.value, clipped, !std::isfinite(norm.value)};
   }
 
   // A step, or whoever reads or writes all arrays from Python, has the Plan to itself; another thread is told so
@@ -384,12 +424,18 @@ class Plan {
     Target param;
     std::vector<Target> states;
     std::int64_t rows;  // of the state that has rows; 0: it has the parameter's own shape
+    Memory grad;        // the last one that was found to fit
   };
 
   struct Hold {
     explicit Hold(Plan& plan) : plan(plan) { plan.acquire(); }
     ~Hold() { plan.release(); }
     Plan& plan;
+  };
+
+  struct Norm {
+    double value;
+    std::int64_t culprit;  // the first array with NaN or infinity; -1: none
   };
 
   // Whole numbers up to here are exact in double.
@@ -400,31 +446,106 @@ class Plan {
 
   Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
 
-  void check_gradient(py::object& grad, const Target& param, std::size_t i) const {
+  void check_gradient(py::object& grad, std::size_t i, bool zero_grad) {
+    Slot& slot = slots_[i];
     const Label name = label(1, i);
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
-    if (!py::isinstance<py::array>(grad) && py::isinstance(grad, py::module_::import("numpy").attr("generic")))
+    if (!zero_grad && !py::isinstance<py::array>(grad) &&
+        py::isinstance(grad, py::module_::import("numpy").attr("generic")))
       grad = py::module_::import("numpy").attr("asarray")(grad);
-    const Memory memory = check_memory(grad, name);
-    check_same_dtype(memory, name, param.memory, label(0, i));
-    check_same_shape(py::reinterpret_borrow<py::array>(grad), name, param.array(), label(0, i));
+    const Memory memory = zero_grad ? check_writeable_memory(grad, name) : check_memory(grad, name);
+    check_same_dtype(memory, name, slot.param.memory, label(0, i));
+    check_same_shape(py::reinterpret_borrow<py::array>(grad), name, slot.param.array(), label(0, i));
+    if (memory == slot.grad) return;  // what lay apart then does so now
     claims_.check_free(memory, name);
+    slot.grad = memory;
+    grads_apart_ = false;
   }
 
-  std::string rule_;
+  // The Euclidean norm of all gradients together, each multiplied by `scale`. Needs no Python.
+  Norm grad_norm(const std::vector<Job>& jobs, int threads, const Table& table, double scale) const {
+    const auto count = static_cast<std::int64_t>(jobs.size());
+    std::vector<double> sums(static_cast<std::size_t>(count_blocks(jobs.data(), count)));
+    const auto total = [&](double range) {
+      sum_blocks(jobs.data(), count, threads, denormals_, table, scale, range, sums.data());
+      return sum_tree(std::vector<double>(sums).data(), static_cast<std::int64_t>(sums.size()));
+    };
+    double sum = total(1), unit = 1;
+    if (double_precision_) {
+      // Squares of float64 can overflow or underflow: then again, with a power of two that brings them back.
+      constexpr double down = 0x1p-540, up = 0x1p540, tiny = 0x1p-960;
+      if (!std::isfinite(sum))
+        sum = total(down), unit = up;
+      else if (sum < tiny)
+        sum = total(up), unit = down;
+    }
+    std::int64_t culprit = -1;
+    if (!std::isfinite(sum)) {
+      const double* sum_of_block = sums.data();
+      for (culprit = 0; culprit < count; ++culprit) {
+        const double* const end = sum_of_block + count_blocks(&jobs[static_cast<std::size_t>(culprit)], 1);
+        if (!std::all_of(sum_of_block, end, [](double x) { return std::isfinite(x); })) break;
+        sum_of_block = end;
+      }
+    }
+    return {unit * std::sqrt(sum), culprit};
+  }
+
+  std::string why_no_norm(const Norm& norm, double grad_scale) const {
+    const std::string scaled = grad_scale == 1 ? "" : " times grad_scale=" + text(py::float_(grad_scale));
+    const std::string what = norm.culprit < 0
+                                 ? nouns_[1] + scaled + " has a norm beyond float64"
+                                 : label(1, static_cast<std::size_t>(norm.culprit)) + scaled + " holds NaN or infinity";
+    return what + ", so clip_norm cannot apply; skip_nonfinite=True skips such steps";
+  }
+
+  int rule_;
   std::vector<std::string> nouns_, suffixes_;
   std::vector<Slot> slots_;
   Claims claims_;
+  bool skip_nonfinite_;
+  Denormals denormals_;
   bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
+  bool grads_apart_ = false;                                  // whether no two of Slot::grad overlap, if known
   bool busy_ = false;                                         // guarded by the GIL
   int forks_at_hold_ = 0;
   std::int64_t t_ = 0;
 };
 
+// Streams -------------------------------------------------------------------------------------------------------------
+
+// Moves the memory that a step of a rule with so many states moves, and computes next to nothing.
+void run_streams(const Arrays& written, const py::object& read) {
+  if (written.empty() || written.size() > 1 + max_states)
+    throw py::value_error("written must hold from 1 to " + std::to_string(1 + max_states) + " arrays, got " +
+                          std::to_string(written.size()));
+  const std::string written_noun = "written", read_noun = "read", no_suffix;
+  const Memory grad = check_memory(read, Label{read_noun, no_suffix});
+  Claims claims;
+  claims.add(grad, read_noun);
+  Buffers buffers{nullptr, grad.data(), {}};
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    const std::string suffix = "[" + std::to_string(i) + "]";
+    const Label label{written_noun, suffix};
+    const Memory memory = check_writeable_memory(written[i], label);
+    if (!memory.single_precision || !grad.single_precision || memory.size != grad.size)
+      throw py::value_error(label + " must have the size of read, and both float32");
+    claims.add(memory, label);
+    (i == 0 ? buffers.param : buffers.states[i - 1]) = memory.data();
+  }
+  claims.sort_and_check();
+  const Constants none{};
+  const Job job{&active_level().table().float32_streams[written.size() - 1], &none, buffers, grad.size,
+                grad.item_size()};
+  const int threads = get_num_threads();
+  const py::gil_scoped_release release;
+  run(&job, 1, threads, Denormals::keep);
+}
+
 // The catalogue -------------------------------------------------------------------------------------------------------
 
 std::vector<Spec> rules() {
-  const Table table = baseline::table();
+  const Table& table = baseline::table();
   std::vector<Spec> specs;
   for (int i = 0; i < table.size; ++i) specs.push_back(table.entries[i].spec);
   return specs;
@@ -497,19 +618,26 @@ PYBIND11_MODULE(_core, m) {
         "Raise unless each array can be updated in place and none overlaps another.");
 
   py::class_<Plan>(m, "Plan", "A rule bound to the memory of parameters and states.")
-      .def(py::init<std::string, Arrays, std::vector<Arrays>, std::vector<std::string>, std::vector<std::string>>(),
-           py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("nouns"), py::arg("suffixes"))
+      .def(py::init<std::string, Arrays, std::vector<Arrays>, std::vector<std::string>, std::vector<std::string>, bool,
+                    bool>(),
+           py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("nouns"), py::arg("suffixes"),
+           py::arg("skip_nonfinite") = false, py::arg("flush_denormals") = false)
       .def("check", &Plan::check, "Raise unless every array is as it was when the plan was made.")
-      .def("check_grads", &Plan::check_grads, py::arg("grads"),
+      .def("check_grads", &Plan::check_grads, py::arg("grads"), py::arg("zero_grad") = false,
            "Raise unless step() would take these gradients; return them with NumPy scalars as arrays.")
       .def("check_apart", &Plan::check_apart, py::arg("array"), py::arg("name"),
            "Raise if the array shares memory with what steps write to.")
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
       .def("step", &Plan::step, py::arg("grads"), py::arg("hyper"), py::arg("weight_decay"), py::arg("maximize"),
-           py::arg("row") = 0, "Update everything once, or raise and change nothing.")
+           py::arg("row") = 0, py::arg("grad_scale") = 1.0, py::arg("clip_norm") = py::none(),
+           py::arg("clip_value") = py::none(), py::arg("zero_grad") = false,
+           "Update everything once, or raise and change nothing. Where the gradients were\n"
+           "measured, return their norm, whether it was clipped, and whether they were not finite.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
+  m.def("streams", run_streams, py::arg("written"), py::arg("read"),
+        "Read and write what a rule's step would, with next to no arithmetic: a limit to measure.");
   m.def("isa_levels", isa_levels, "Each compiled level, and whether this processor supports it.");
   m.def("get_isa", [] { return active_level().name; }, "The level in use.");
   m.def(

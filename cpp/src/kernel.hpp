@@ -36,15 +36,24 @@ struct Step {
   std::int64_t t;  // from 1
   double weight_decay;
   bool maximize;
+  double grad_scale;  // the gradient is first multiplied by this,
+  double clip;        // then by this, which clipping by the norm makes less than 1,
+  double clip_value;  // then kept within plus and minus this
+  bool zero_grad;
   double hyper[max_hyper];  // in the order of Spec::hyper
 };
 
 /// The memory of one parameter array; all of it holds the same number of elements of one type.
 struct Buffers {
   void* param;
-  const void* grad;
+  void* grad;  // written to only where Step::zero_grad says so
   void* states[max_states];
 };
+
+/// A norm is summed in blocks of this many elements, each from the start of its array, and a block in this many lanes.
+/// Both are part of the definition of the result (reference.py has them too).
+constexpr std::int64_t block_size = 4096;
+constexpr int lane_count = 32;
 
 /// Room for a rule whose scalars have been folded into the constants of one step.
 struct Constants {
@@ -64,10 +73,17 @@ struct Entry {
   Kernel float64;
 };
 
-/// All rules of one level, in the order of rules.hpp.
+/// The sum of squares of one block of at most block_size gradients, each multiplied by `scale` in its own type and then
+/// by `range`, a power of two, in double.
+using SumOfSquares = double (*)(const void* grads, std::int64_t size, double scale, double range) noexcept;
+
+/// All of one level, the rules in the order of rules.hpp.
 struct Table {
   const Entry* entries;
   int size;
+  SumOfSquares float32_squares;
+  SumOfSquares float64_squares;
+  Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
 };
 
 }  // namespace gradstep

@@ -26,22 +26,26 @@ static_assert(FLT_EVAL_METHOD == 0 && std::numeric_limits<double>::is_iec559, "f
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-// What every gradient goes through before its rule: the sign, then weight decay. Both multiplications by 1 are exact,
-// but w * 0 is not 0 where w is NaN or infinite, so coupled decay is skipped rather than multiplied by 0.
+// What every gradient goes through before its rule: scale and sign, clipping, then weight decay. Multiplications by 1
+// are exact, but w * 0 is not 0 where w is NaN or infinite, so coupled decay is skipped rather than multiplied by 0.
 template <class T>
 struct Prelude {
-  T sign, coupled, shrink;
+  T scale, clip, clip_value, coupled, shrink;
   bool couples;
 
   Prelude(const Step& step, Decay decay)
-      : sign(step.maximize ? T(-1) : T(1)),
+      : scale(T(step.maximize ? -step.grad_scale : step.grad_scale)),
+        clip(T(step.clip)),
+        clip_value(T(step.clip_value)),
         coupled(T(step.weight_decay)),
         shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
         couples(decay == Decay::coupled && step.weight_decay != 0) {}
 
   T operator()(T& w, T g) const {
     w = shrink * w;
-    g = sign * g;
+    g = clip * (scale * g);
+    g = g > clip_value ? clip_value : g;  // NaN stays NaN
+    g = g < -clip_value ? -clip_value : g;
     return couples ? g + coupled * w : g;
   }
 };
@@ -50,6 +54,7 @@ template <class Rule, class T>
 struct Folded {
   Prelude<T> prelude;
   Rule rule;
+  bool zero_grad;
 };
 
 template <class Rule>
@@ -75,17 +80,17 @@ void fold(const Step& step, Constants& constants) noexcept {
   static_assert(std::is_trivially_destructible_v<Folded<Rule, T>>, "nobody destroys what fold() makes");
   Hyper hyper;
   std::memcpy(&hyper, step.hyper, sizeof hyper);
-  new (constants.bytes) Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t)};
+  new (constants.bytes) Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t), step.zero_grad};
 }
 
 // The only loop. The rule is a copy, not a reference, so that the stores cannot alias its constants. `omp simd` states
 // what the bindings have checked: no two buffers overlap. It is inlined, so that each rule, type and level has one
 // function, sweep, that a test of the machine code can find.
-template <class Rule, class T, std::size_t... I>
+template <bool zero_grad, class Rule, class T, std::size_t... I>
 GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin, std::int64_t end,
                           std::index_sequence<I...>) {
   T* const w = static_cast<T*>(buffers.param);
-  const T* const g = static_cast<const T*>(buffers.grad);
+  T* const g = static_cast<T*>(buffers.grad);
   [[maybe_unused]] T* const states[] = {static_cast<T*>(buffers.states[I])..., nullptr};
 #pragma omp simd
   for (std::int64_t i = begin; i < end; ++i) {
@@ -93,6 +98,7 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, 
     const T gradient = folded.prelude(value, g[i]);
     folded.rule(value, gradient, states[I][i]...);
     w[i] = value;
+    if constexpr (zero_grad) g[i] = 0;
   }
 }
 
@@ -100,7 +106,57 @@ template <class Rule, class T>
 GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
                              std::int64_t end) noexcept {
   const auto* folded = std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
-  loop<Rule, T>(*folded, buffers, begin, end, std::make_index_sequence<state_count<Rule>()>());
+  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
+  if (folded->zero_grad)
+    loop<true, Rule, T>(*folded, buffers, begin, end, states);
+  else
+    loop<false, Rule, T>(*folded, buffers, begin, end, states);
+}
+
+// Squares in double: those of float32 are exact, and their sum cannot overflow. Each lane adds every lane_count-th
+// square, so that the order is the same for vectors of any width.
+template <class T>
+GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
+  const T* const g = static_cast<const T*>(grads);
+  const T factor = T(scale);
+  double lanes[lane_count] = {};
+  const auto add = [&](std::int64_t i, int lane) {
+    const double x = range * double(factor * g[i]);
+    lanes[lane] += x * x;
+  };
+  std::int64_t i = 0;
+  for (; i + lane_count <= size; i += lane_count)
+#pragma omp simd
+    for (int lane = 0; lane < lane_count; ++lane) add(i + lane, lane);
+  for (int lane = 0; i < size; ++i, ++lane) add(i, lane);
+  for (int half = lane_count / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+// What a rule reads and writes, with next to no arithmetic: how fast the memory lets it be. The values go round, so
+// that every load counts.
+template <class T, std::size_t... I>
+void streams(const Constants&, const Buffers& buffers, std::int64_t begin, std::int64_t end) noexcept {
+  T* const w = static_cast<T*>(buffers.param);
+  const T* const g = static_cast<const T*>(buffers.grad);
+  [[maybe_unused]] T* const states[] = {static_cast<T*>(buffers.states[I])..., nullptr};
+#pragma omp simd
+  for (std::int64_t i = begin; i < end; ++i) {
+    T carry = w[i] + g[i];
+    [[maybe_unused]] const auto exchange = [&](T& value) {
+      const T before = value;
+      value = carry;
+      carry = before;
+    };
+    (exchange(states[I][i]), ...);
+    w[i] = carry;
+  }
+}
+
+template <class T, std::size_t... I>
+constexpr Kernel streams_kernel(std::index_sequence<I...>) {
+  return {nullptr, streams<T, I...>};
 }
 
 template <class Rule, class T>
@@ -108,15 +164,20 @@ constexpr Kernel kernel() {
   return {fold<Rule, T>, sweep<Rule, T>};
 }
 
-template <template <class> class... Rules>
-Table table_of(List<Rules...>) {
+template <template <class> class... Rules, std::size_t... N>
+const Table& table_of(List<Rules...>, std::index_sequence<N...>) {
   static constexpr Entry entries[] = {
       {Rules<float>::spec, kernel<Rules<float>, float>(), kernel<Rules<double>, double>()}...};
-  return {entries, sizeof...(Rules)};
+  static constexpr Table table{entries,
+                               sizeof...(Rules),
+                               sum_of_squares<float>,
+                               sum_of_squares<double>,
+                               {streams_kernel<float>(std::make_index_sequence<N>())...}};
+  return table;
 }
 
 }  // namespace
 
-Table table() { return table_of(AllRules()); }
+const Table& table() { return table_of(AllRules(), std::make_index_sequence<max_states + 1>()); }
 
 }  // namespace gradstep::GRADSTEP_LEVEL

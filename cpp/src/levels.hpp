@@ -9,20 +9,20 @@ namespace gradstep {
 
 // Defined by level.cpp, once per level.
 namespace baseline {
-Table table();
+const Table& table();
 }
 #ifdef GRADSTEP_X86_LEVELS
 namespace x86_64_v3 {
-Table table();
+const Table& table();
 }
 namespace x86_64_v4 {
-Table table();
+const Table& table();
 }
 #endif
 
 struct Level {
   const char* name;
-  Table (*table)();
+  const Table& (*table)();
   bool (*supported)();
 };
 

@@ -66,49 +66,96 @@ void sweep_from_line(const Job& job, std::int64_t begin, std::int64_t end) {
   job.kernel->sweep(*job.constants, job.buffers, middle, end);
 }
 
+std::int64_t total_size(const Job* jobs, std::int64_t count) {
+  std::int64_t total = 0;
+  for (std::int64_t i = 0; i < count; ++i) total += jobs[i].size;
+  return total;
+}
+
 std::int64_t share_begin(std::int64_t total, int part, int parts) {
   return part == parts ? total : total / parts * part / granule * granule;
 }
 
-// The part of the jobs, laid end to end, that one of `parts` threads updates. It depends on the sizes alone, and the
-// result does not depend on it: every element is updated by itself.
-void run_share(const Job* jobs, std::int64_t count, std::int64_t total, int part, int parts) {
-  const DefaultFloatMode mode;
-  std::int64_t begin = share_begin(total, part, parts), end = share_begin(total, part + 1, parts);
-  for (const Job* job = jobs; job != jobs + count && end > 0; ++job) {
-    const std::int64_t first = std::max<std::int64_t>(begin, 0), last = std::min(end, job->size);
-    if (first < last) sweep_from_line(*job, first, last);
-    begin -= job->size;
-    end -= job->size;
-  }
-}
+// One thread's share of the jobs, laid end to end. It depends on the sizes alone, and the result does not depend on it.
+struct Share {
+  std::int64_t begin, end;
+};
 
-void run_team(const Job* jobs, std::int64_t count, std::int64_t total, int threads) {
+template <class Work>
+void run_team(std::int64_t total, int threads, const Work& work) {
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
-  // The team may be smaller than asked, so its true size counts.
-  run_share(jobs, count, total, omp_get_thread_num(), omp_get_num_threads());
+  {
+    // The team may be smaller than asked, so its true size counts.
+    const int part = omp_get_thread_num(), parts = omp_get_num_threads();
+    work(Share{share_begin(total, part, parts), share_begin(total, part + 1, parts)});
+  }
 #else
   (void)threads;
-  run_share(jobs, count, total, 0, 1);
+  work(Share{0, total});
 #endif
 }
 
-}  // namespace
-
-void run(const Job* jobs, std::int64_t count, int threads) {
-  std::int64_t total = 0;
-  for (std::int64_t i = 0; i < count; ++i) total += jobs[i].size;
+// Calls work(share) on as many threads as are worth it, and returns when all are done.
+template <class Work>
+void share_out(std::int64_t total, int threads, const Work& work) {
   const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / elements_per_thread));
   if (worthwhile <= 1) {
-    run_share(jobs, count, total, 0, 1);
+    work(Share{0, total});
   } else if (forks > 0) {
     // After fork() the threads that OpenMP keeps for the calling thread do not exist in the child, and waiting for
     // them would hang. A new thread has no team yet and gets a whole one.
-    std::thread([=] { run_team(jobs, count, total, worthwhile); }).join();
+    std::thread([&] { run_team(total, worthwhile, work); }).join();
   } else {
-    run_team(jobs, count, total, worthwhile);
+    run_team(total, worthwhile, work);
   }
+}
+
+std::int64_t blocks_of(const Job& job) { return (job.size + block_size - 1) / block_size; }
+
+}  // namespace
+
+void run(const Job* jobs, std::int64_t count, int threads, Denormals denormals) {
+  share_out(total_size(jobs, count), threads, [=](Share share) {
+    const FloatMode mode(denormals);
+    for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
+      const std::int64_t first = std::max<std::int64_t>(share.begin, 0), last = std::min(share.end, job->size);
+      if (first < last) sweep_from_line(*job, first, last);
+      share = {share.begin - job->size, share.end - job->size};
+    }
+  });
+}
+
+std::int64_t count_blocks(const Job* jobs, std::int64_t count) {
+  std::int64_t blocks = 0;
+  for (std::int64_t i = 0; i < count; ++i) blocks += blocks_of(jobs[i]);
+  return blocks;
+}
+
+void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table, double scale,
+                double range, double* sums) {
+  share_out(total_size(jobs, count), threads, [=, &table](Share share) {
+    const FloatMode mode(denormals);
+    double* sum = sums;
+    for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
+      const SumOfSquares squares = job->item_size == 4 ? table.float32_squares : table.float64_squares;
+      // A block belongs to the share that it begins in.
+      for (std::int64_t begin = 0; begin < job->size; begin += block_size, ++sum)
+        if (share.begin <= begin && begin < share.end)
+          *sum = squares(static_cast<const char*>(job->buffers.grad) + begin * job->item_size,
+                         std::min(block_size, job->size - begin), scale, range);
+      share = {share.begin - job->size, share.end - job->size};
+    }
+  });
+}
+
+double sum_tree(double* sums, std::int64_t count) {
+  if (count == 0) return 0;
+  for (; count > 1; count = (count + 1) / 2) {
+    for (std::int64_t i = 0; i < count / 2; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+    if (count % 2 == 1) sums[count / 2] = sums[count - 1];
+  }
+  return sums[0];
 }
 
 int get_num_threads() {
@@ -132,18 +179,24 @@ int openmp_version() {
 }
 
 #if defined(GRADSTEP_X86_LEVELS)
-DefaultFloatMode::DefaultFloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
-DefaultFloatMode::~DefaultFloatMode() { _mm_setcsr(static_cast<unsigned>(before_)); }
-#elif defined(__aarch64__) && defined(__GNUC__)  // untested
-DefaultFloatMode::DefaultFloatMode() {
-  const std::uint64_t standard = 0;
-  __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
-  __asm__ volatile("msr fpcr, %0" : : "r"(standard));
+bool can_flush_denormals() { return true; }
+FloatMode::FloatMode(Denormals denormals) : before_(_mm_getcsr()) {
+  constexpr unsigned masked_exceptions = 0x1F80, flush_results = 0x8000, flush_operands = 0x0040;
+  _mm_setcsr(masked_exceptions | (denormals == Denormals::flush ? flush_results | flush_operands : 0));
 }
-DefaultFloatMode::~DefaultFloatMode() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
+FloatMode::~FloatMode() { _mm_setcsr(static_cast<unsigned>(before_)); }
+#elif defined(__aarch64__) && defined(__GNUC__)  // untested
+bool can_flush_denormals() { return true; }
+FloatMode::FloatMode(Denormals denormals) {
+  const std::uint64_t flush = std::uint64_t{1} << 24, mode = denormals == Denormals::flush ? flush : 0;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+  __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+}
+FloatMode::~FloatMode() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
 #else
-DefaultFloatMode::DefaultFloatMode() : before_(0) {}
-DefaultFloatMode::~DefaultFloatMode() {}
+bool can_flush_denormals() { return false; }
+FloatMode::FloatMode(Denormals) : before_(0) {}
+FloatMode::~FloatMode() {}
 #endif
 
 }  // namespace gradstep

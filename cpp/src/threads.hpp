@@ -21,8 +21,25 @@ struct Job {
   std::int64_t item_size;  // bytes
 };
 
+/// What a kernel does with denormal numbers.
+enum class Denormals { keep, flush };
+
+/// Whether Denormals::flush does anything here.
+bool can_flush_denormals();
+
 /// Runs all jobs on up to `threads` threads. Returns when every element has been updated. Needs no lock of the caller.
-void run(const Job* jobs, std::int64_t count, int threads);
+void run(const Job* jobs, std::int64_t count, int threads, Denormals denormals);
+
+/// The number of blocks that the gradients of all jobs have.
+std::int64_t count_blocks(const Job* jobs, std::int64_t count);
+
+/// Writes the sum of squares of each block to `sums`, those of the first job first. The two functions serve jobs of
+/// float32 and of float64.
+void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table, double scale,
+                double range, double* sums);
+
+/// The sum of the sums, along a binary tree whose shape depends on their number alone. Overwrites them.
+double sum_tree(double* sums, std::int64_t count);
 
 /// The most threads that a step may use: the last set_num_threads(), else GRADSTEP_NUM_THREADS, else what OpenMP
 /// would take (OMP_NUM_THREADS, else the cores of this process). Throws std::invalid_argument where
@@ -36,14 +53,14 @@ int openmp_version();
 /// How many fork() this process descends from, since the library was loaded.
 int fork_count();
 
-/// Rounds to nearest and keeps denormals while it lives, whatever the calling thread was set to: another library may
-/// have turned flush-to-zero on for some threads, and bits must not depend on that.
-class DefaultFloatMode {
+/// Rounds to nearest, and keeps denormals or flushes them, while it lives, whatever the calling thread was set to:
+/// another library may have turned flush-to-zero on for some threads, and bits must not depend on that.
+class FloatMode {
  public:
-  DefaultFloatMode();
-  ~DefaultFloatMode();
-  DefaultFloatMode(const DefaultFloatMode&) = delete;
-  DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
+  explicit FloatMode(Denormals denormals);
+  ~FloatMode();
+  FloatMode(const FloatMode&) = delete;
+  FloatMode& operator=(const FloatMode&) = delete;
 
  private:
   std::uint64_t before_;

@@ -2,14 +2,17 @@
 
 from . import functional, losses, optimizers, reference, schedules
 from ._core import __version__
+from ._memory import Arena, flatten
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
 from .training import History, batches, train
 
 __all__ = [
+    "Arena",
     "History",
     "__version__",
     "batches",
+    "flatten",
     "functional",
     "get_num_threads",
     "info",

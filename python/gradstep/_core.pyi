@@ -27,6 +27,7 @@ __all__: list[str] = [
     "rules",
     "set_isa",
     "set_num_threads",
+    "streams",
     "thread_limit",
 ]
 
@@ -68,6 +69,8 @@ class Plan:
         states: collections.abc.Sequence[collections.abc.Sequence[typing.Any]],
         nouns: collections.abc.Sequence[str],
         suffixes: collections.abc.Sequence[str],
+        skip_nonfinite: bool = False,
+        flush_denormals: bool = False,
     ) -> None: ...
     def acquire(self) -> None:
         """
@@ -81,7 +84,9 @@ class Plan:
         """
         Raise if the array shares memory with what steps write to.
         """
-    def check_grads(self, grads: collections.abc.Sequence[typing.Any]) -> list[typing.Any]:
+    def check_grads(
+        self, grads: collections.abc.Sequence[typing.Any], zero_grad: bool = False
+    ) -> list[typing.Any]:
         """
         Raise unless step() would take these gradients; return them with NumPy scalars as arrays.
         """
@@ -93,9 +98,14 @@ class Plan:
         weight_decay: typing.SupportsFloat | typing.SupportsIndex,
         maximize: bool,
         row: typing.SupportsInt | typing.SupportsIndex = 0,
-    ) -> None:
+        grad_scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        clip_norm: typing.SupportsFloat | typing.SupportsIndex | None = None,
+        clip_value: typing.SupportsFloat | typing.SupportsIndex | None = None,
+        zero_grad: bool = False,
+    ) -> tuple[float, bool, bool] | None:
         """
-        Update everything once, or raise and change nothing.
+        Update everything once, or raise and change nothing. Where the gradients were
+        measured, return their norm, whether it was clipped, and whether they were not finite.
         """
     @property
     def t(self) -> int:
@@ -141,6 +151,10 @@ def set_isa(name: str) -> None:
     """
 
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def streams(written: collections.abc.Sequence[typing.Any], read: typing.Any) -> None:
+    """
+    Read and write what a rule's step would, with next to no arithmetic: a limit to measure.
+    """
 
 __version__: str
 compiler: str

@@ -8,18 +8,33 @@ hyper-parameters by name.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, SupportsIndex
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NamedTuple,
+    NoReturn,
+    SupportsIndex,
+    TypedDict,
+    get_type_hints,
+)
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
 from . import _core, _files
+from ._memory import aligned_zeros
 from ._structure import Structure
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [  # noqa: RUF022 - in the order of this file
     "Optimizer",
+    "StepResult",
     "SGD",
     "Momentum",
     "Nesterov",
@@ -40,6 +55,40 @@ LearningRate = float | Callable[[int], float]
 CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
 
 
+class Options(TypedDict, total=False):
+    """What every class takes beside its own arguments, each False by default; see `Optimizer`."""
+
+    maximize: bool
+    skip_nonfinite: bool
+    flush_denormals: bool
+
+
+class StepOptions(TypedDict, total=False):
+    """What `step` takes beside the gradients; see `Optimizer.step`."""
+
+    grad_scale: float
+    clip_norm: float | None
+    clip_value: float | None
+    zero_grad: bool
+
+
+class StepResult(NamedTuple):
+    """What a step found out about its gradients, where `clip_norm` or `skip_nonfinite` had it look.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> gs.SGD(np.zeros(2), lr=1.0).step(np.array([3.0, 4.0]), clip_norm=1.0)
+        StepResult(grad_norm=5.0, clipped=True, skipped=False)
+    """
+
+    #: The L2 norm over all gradients, each times `grad_scale`, before clipping.
+    grad_norm: float
+    #: Whether `clip_norm` made the gradients smaller.
+    clipped: bool
+    #: Whether a gradient held NaN or infinity, so that nothing was updated.
+    skipped: bool
+
+
 class Optimizer:
     """The base class: what all rules have in common.
 
@@ -52,6 +101,12 @@ class Optimizer:
         weight_decay: at least 0, default 0. Joins the gradient as `g + weight_decay * w`, unless
             the class says that it shrinks the parameter.
         maximize: climb instead of descending. Default False.
+        skip_nonfinite: take no step where a gradient, times `grad_scale`, holds NaN or infinity:
+            nothing changes then, not even `t`, and the `StepResult` says so. Costs a pass over the
+            gradients. Default False.
+        flush_denormals: count numbers below 1.2e-38 (float32) or 2.2e-308 (float64) as 0 inside the
+            step, where they are slow on some processors. The bits are still the same for any
+            threads and level, but those of NumPy no more. Default False.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
@@ -63,6 +118,10 @@ class Optimizer:
     #: What carries the steps out; `reference.in_numpy` exchanges it.
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
+    def __init_subclass__(cls) -> None:
+        if "__init__" in vars(cls):
+            _spell_out_options(cls.__init__)
+
     def __init__(
         self,
         params: Arrays,
@@ -70,19 +129,28 @@ class Optimizer:
         *,
         lr: LearningRate,
         weight_decay: float,
-        maximize: bool,
+        maximize: bool = False,
+        skip_nonfinite: bool = False,
+        flush_denormals: bool = False,
         **hyper: float,
     ) -> None:
         if not self.rules:
             raise TypeError(
                 "Optimizer is the base class of the rules: use one of them, such as SGD"
             )
+        for name in hyper:
+            if not any(name in CORE_RULES[rule].hyperparameters for rule in self.rules):
+                raise TypeError(f"{type(self).__name__}() has no argument {name!r}")
         self._structure = Structure(params, "params")
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._rule_hypers = self._rule.hyperparameters  # which the binding makes anew at each call
         self._maximize = check.flag("maximize", maximize)
+        self._habits = {
+            "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
+            "flush_denormals": check.flag("flush_denormals", flush_denormals),
+        }
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._states: dict[str, list[Array]] = {
             name: [self._initial_state(name, param) for param in self._params]
@@ -94,32 +162,98 @@ class Optimizer:
             list(self._states.values()),
             ["params", "grads", *(f"state {name}" for name in self._states)],
             self._structure.suffixes,
+            **self._habits,
         )
 
-    def step(self, grads: Arrays) -> None:
+    def step(
+        self,
+        grads: Arrays,
+        *,
+        grad_scale: float = 1.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        zero_grad: bool = False,
+    ) -> StepResult | None:
         """Update the parameters and states once, in place.
+
+        The gradients are scaled, clipped, used and cleared in the same pass over memory; only
+        their norm takes a pass before it.
+
+        ```
+        g = grad_scale g
+        g = g min(1, clip_norm / norm)      norm: the L2 norm over all gradients together
+        g = min(max(g, -clip_value), clip_value)
+        ```
+
+        The norm is summed in an order that depends on the sizes of the arrays alone, in float64,
+        so that clipping has the same bits for any number of threads and any instruction set.
 
         Args:
             grads: the gradients, in the structure, shapes and dtypes of `params`. They are only
-                read.
+                read, unless `zero_grad`.
+            grad_scale: above 0, default 1: undoes the scale of a loss, or makes a sum a mean.
+            clip_norm: the largest norm, above 0; None (default) does not clip, infinity only
+                measures.
+            clip_value: the largest magnitude of an element, above 0; None (default) for any.
+            zero_grad: fill the gradients with 0 afterwards. A skipped step leaves them as they are.
+                Default False.
+
+        Returns:
+            What was found out about the gradients where `clip_norm` or `skip_nonfinite` had them
+            looked at, otherwise None.
 
         Raises:
-            TypeError, ValueError: an array that does not fit, by name. Nothing has changed then.
-        """
-        self._advance(grads)
+            TypeError, ValueError: an argument or array that does not fit, by name; with
+                `clip_norm` and without `skip_nonfinite`, a gradient that holds NaN or infinity.
+                Nothing has changed then.
 
-    def _advance(self, grads: Arrays, row: int = 0, **late: float) -> None:
+        Example:
+            >>> import numpy as np, gradstep as gs
+            >>> w, g = np.zeros(2), np.array([6.0, 8.0])
+            >>> gs.SGD(w, lr=1.0).step(g, grad_scale=0.5, clip_norm=1.0, zero_grad=True)
+            StepResult(grad_norm=5.0, clipped=True, skipped=False)
+            >>> w, g
+            (array([-0.6, -0.8]), array([0., 0.]))
+
+        References:
+            Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural networks,
+            2013, algorithm 1 (clipping by the norm).
+        """
+        return self._advance(
+            grads,
+            grad_scale=grad_scale,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            zero_grad=zero_grad,
+        )
+
+    def _advance(
+        self,
+        grads: Arrays,
+        row: int = 0,
+        late: Mapping[str, float] | None = None,
+        *,
+        grad_scale: float = 1.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        zero_grad: bool = False,
+    ) -> StepResult | None:
         """One step. `late` holds the hyper-parameters that are known only now."""
         hyper = self._hyper
-        if late or callable(hyper["lr"]):
-            hyper = {**hyper, **late, "lr": self.current_lr}
-        self._plan.step(
+        if late is not None or callable(hyper["lr"]):
+            hyper = {**hyper, **(late or {}), "lr": self.current_lr}
+        report = self._plan.step(
             self._structure.arrays(grads, "grads"),
             [hyper[name] for name in self._rule_hypers],
             hyper["weight_decay"],
             self._maximize,
             row,
+            check.number("grad_scale", grad_scale),
+            None if clip_norm is None else check.number("clip_norm", clip_norm),
+            None if clip_value is None else check.number("clip_value", clip_value),
+            check.flag("zero_grad", zero_grad),
         )
+        return None if report is None else StepResult(*report)
 
     @property
     def params(self) -> Arrays:
@@ -163,7 +297,8 @@ class Optimizer:
         return {**self._hyper, "lr": lr, "maximize": self._maximize}
 
     def __repr__(self) -> str:
-        shown = {**self.hyperparameters, "lr": self.lr, **self._sizes()}
+        habits = {name: True for name, on in self._habits.items() if on}
+        shown = {**self.hyperparameters, "lr": self.lr, **habits, **self._sizes()}
         arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
         return f"<{type(self).__name__} ({self.rule}) of {size} at t={self.t}: {arguments}>"
@@ -176,6 +311,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that a resumed run needs, except the parameters and a schedule.
+
+        How steps are taken, `skip_nonfinite` and `flush_denormals`, is not part of it either.
 
         Returns:
             A dict of `rule`, `t`, `hyperparameters`, `state` (by name, in the structure of
@@ -305,7 +442,7 @@ class Optimizer:
             self._plan.release()
 
     def _initial_state(self, name: str, param: Array) -> Array:
-        return np.zeros(param.shape, param.dtype)
+        return aligned_zeros(param.shape, param.dtype)
 
     def _counters(self) -> dict[str, Array]:
         """Arrays that belong to the state but are not one per parameter."""
@@ -328,6 +465,19 @@ class Optimizer:
                 checked[name] = check.number(name, value)
                 _owner(self.rules, name).check_hyper(name, checked[name], single)
         return checked
+
+
+def _spell_out_options(init: Callable[..., None]) -> None:
+    """Show the options in the signature of a constructor that takes them as `**options`."""
+    signature = inspect.signature(init)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(parameters) < len(signature.parameters):
+        parameters += [
+            inspect.Parameter(name, keyword, default=False, annotation=kind)
+            for name, kind in get_type_hints(Options).items()
+        ]
+        init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
 
 def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
@@ -387,8 +537,7 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         momentum, dampening = (
             check.number("momentum", momentum),
@@ -406,7 +555,7 @@ class SGD(Optimizer):
             momentum=momentum,
             dampening=dampening,
             weight_decay=weight_decay,
-            maximize=maximize,
+            **options,
         )
 
 
@@ -448,7 +597,7 @@ class Momentum(Optimizer):
         average: bool = False,
         *,
         weight_decay: float = 0.0,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -456,7 +605,7 @@ class Momentum(Optimizer):
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
-            maximize=maximize,
+            **options,
         )
 
 
@@ -497,7 +646,7 @@ class Nesterov(Optimizer):
         momentum: float = 0.9,
         *,
         weight_decay: float = 0.0,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -505,7 +654,7 @@ class Nesterov(Optimizer):
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
-            maximize=maximize,
+            **options,
         )
 
     def position(self) -> Arrays:
@@ -566,7 +715,7 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         beta: float | None = None,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         self._start = check.non_negative("initial_accumulator_value", initial_accumulator_value)
         super().__init__(
@@ -576,8 +725,8 @@ class Adagrad(Optimizer):
             lr_decay=lr_decay,
             eps=eps,
             weight_decay=weight_decay,
-            maximize=maximize,
             **({} if beta is None else {"beta": beta}),
+            **options,
         )
 
     def _initial_state(self, name: str, param: Array) -> Array:
@@ -589,7 +738,9 @@ class Adagrad(Optimizer):
             raise ValueError(
                 f"initial_accumulator_value is {self._start}, which {param.dtype} cannot hold"
             )
-        return np.full(param.shape, start, param.dtype)
+        state = aligned_zeros(param.shape, param.dtype)
+        state.fill(start)
+        return state
 
 
 class RMSprop(Optimizer):
@@ -635,8 +786,7 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
-        *,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         rule = "rmsprop_centered" if check.flag("centered", centered) else "rmsprop"
         super().__init__(
@@ -647,7 +797,7 @@ class RMSprop(Optimizer):
             eps=eps,
             momentum=momentum,
             weight_decay=weight_decay,
-            maximize=maximize,
+            **options,
         )
 
 
@@ -693,7 +843,7 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         beta1, beta2 = check.pair("betas", betas)
         plain, with_maximum = self.rules
@@ -706,7 +856,7 @@ class Adam(Optimizer):
             eps=eps,
             bias_correction=float(check.flag("bias_correction", bias_correction)),
             weight_decay=weight_decay,
-            maximize=maximize,
+            **options,
         )
 
 
@@ -745,7 +895,7 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -755,7 +905,7 @@ class AdamW(Adam):
             weight_decay,
             amsgrad,
             bias_correction=bias_correction,
-            maximize=maximize,
+            **options,
         )
 
 
@@ -799,7 +949,7 @@ class WindowSAG(Optimizer):
         window: int,
         *,
         weight_decay: float = 0.0,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         self._window = check.integer("window", window, 1)
         super().__init__(
@@ -808,14 +958,17 @@ class WindowSAG(Optimizer):
             "sgd" if self._window == 1 else "window_sag",
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
+            **options,
         )
 
-    def step(self, grads: Arrays) -> None:
-        self._advance(grads, row=self.t % self._window, seen=min(self.t + 1, self._window))
+    def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
+        late = {"seen": min(self.t + 1, self._window)}
+        return self._advance(grads, self.t % self._window, late, **options)
 
     def _initial_state(self, name: str, param: Array) -> Array:
-        return np.zeros((self._window, *param.shape) if name == "y" else param.shape, param.dtype)
+        return aligned_zeros(
+            (self._window, *param.shape) if name == "y" else param.shape, param.dtype
+        )
 
     def _sizes(self) -> dict[str, int]:
         return {"window": self._window}
@@ -865,17 +1018,21 @@ class SAG(Optimizer):
         rows: int,
         *,
         weight_decay: float = 0.0,
-        maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         self._seen = np.zeros(check.integer("rows", rows, 1), np.bool_)
-        super().__init__(params, "sag", lr=lr, weight_decay=weight_decay, maximize=maximize)
+        super().__init__(params, "sag", lr=lr, weight_decay=weight_decay, **options)
 
-    def step(self, grads: Arrays, row: int) -> None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, grads: Arrays, row: int, **options: Unpack[StepOptions]
+    ) -> StepResult | None:
         """Update once with the gradient of one row.
 
         Args:
             grads: the gradients of that row, in the structure, shapes and dtypes of `params`.
             row: which row, from 0.
+            grad_scale, clip_norm, clip_value, zero_grad: see `Optimizer.step`. What the table keeps
+                is the gradient after scaling and clipping.
 
         Raises:
             IndexError: no such row.
@@ -889,16 +1046,14 @@ class SAG(Optimizer):
         # Marked first and unmarked if no step was taken: Ctrl-C may arrive right after the step.
         self._seen[row] = True
         try:
-            self._advance(grads, row=row, seen=seen)
-        except BaseException:
+            return self._advance(grads, row, {"seen": seen}, **options)
+        finally:
             if self.t == before:
                 self._seen[row] = was_seen
-            raise
 
     def _initial_state(self, name: str, param: Array) -> Array:
-        return np.zeros(
-            (self._seen.size, *param.shape) if name == "y" else param.shape, param.dtype
-        )
+        shape = (self._seen.size, *param.shape) if name == "y" else param.shape
+        return aligned_zeros(shape, param.dtype)
 
     def _counters(self) -> dict[str, Array]:
         return {"seen": self._seen}
@@ -909,5 +1064,7 @@ class SAG(Optimizer):
 
 #: Every optimizer class, in the order of this file.
 CLASSES: tuple[type[Optimizer], ...] = tuple(
-    globals()[name] for name in __all__ if name != "Optimizer"
+    cls
+    for cls in (globals()[name] for name in __all__)
+    if issubclass(cls, Optimizer) and cls is not Optimizer
 )

@@ -173,9 +173,14 @@ def step(
     t: int,
     weight_decay: float = 0.0,
     maximize: bool = False,
+    grad_scale: float = 1.0,
+    clip: float = 1.0,
+    clip_value: float = math.inf,
     **hyper: float,
 ) -> None:
-    """One step of `rule`, in place: the sign of the gradient, weight decay, then the rule.
+    """One step of `rule`, in place: what is done to the gradient, weight decay, then the rule.
+
+    `clip` is the factor that clipping by the norm comes to, `min(1, clip_norm / grad_norm)`.
 
     Example:
         >>> import numpy as np
@@ -190,11 +195,70 @@ def step(
     with np.errstate(all="ignore"):
         if maximize:
             g = -g
+        if grad_scale != 1:
+            g = g.dtype.type(grad_scale) * g
+        if clip != 1:
+            g = g.dtype.type(clip) * g
+        if clip_value < math.inf:
+            limit = g.dtype.type(clip_value)
+            g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))
         if weight_decay != 0 and rule in DECOUPLED:
             w *= 1 - hyper["lr"] * weight_decay
         elif weight_decay != 0:
             g = g + weight_decay * w
         RULES[rule](w, g, *states, t=t, **hyper)
+
+
+#: A norm is summed in blocks of so many elements, each from the start of its array, and a block in
+#: so many lanes, of which lane k adds the elements k, k + LANES, k + 2 LANES, ...
+BLOCK, LANES = 4096, 32
+
+
+def block_sums(g: Array, scale: float = 1.0, unit: float = 1.0) -> Array:
+    """The sum of squares of each block of `scale g`, times `unit**2`, in float64."""
+    blocks = -(-g.size // BLOCK)
+    x = np.zeros(blocks * BLOCK)
+    x[: g.size] = unit * (g.dtype.type(scale) * g.ravel()).astype(np.float64)
+    rows = (x * x).reshape(blocks, BLOCK // LANES, LANES)
+    lanes = np.zeros((blocks, LANES))
+    for row in range(rows.shape[1]):
+        lanes += rows[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def tree_sum(sums: Array) -> float:
+    """Neighbours added pair by pair: the shape depends on their number alone."""
+    while sums.size > 1:
+        sums = np.append(sums, np.zeros(sums.size % 2))
+        sums = sums[0::2] + sums[1::2]
+    return float(sums[0]) if sums.size else 0.0
+
+
+def grad_norm(grads: Sequence[Array], scale: float = 1.0) -> float:
+    """The L2 norm over all gradients, each times `scale`, as clipping uses it.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep import reference
+        >>> reference.grad_norm([np.array([3.0]), np.array([[-4.0]])])
+        5.0
+    """
+    with np.errstate(all="ignore"):
+
+        def total(unit: float) -> float:
+            return tree_sum(np.concatenate([block_sums(g, scale, unit) for g in grads]))
+
+        # Squares of float64 can overflow or underflow: then again, with a power of two that brings
+        # them back.
+        norm_square, unit = total(1.0), 1.0
+        if not math.isfinite(norm_square):
+            unit = 2.0**-540
+        elif norm_square < 2.0**-960:
+            unit = 2.0**540
+        return float(np.sqrt(np.float64(norm_square if unit == 1 else total(unit))) / unit)
 
 
 class Plan:
@@ -207,8 +271,13 @@ class Plan:
         states: Sequence[Sequence[Array]],
         nouns: Sequence[str],
         suffixes: Sequence[str],
+        skip_nonfinite: bool = False,
+        flush_denormals: bool = False,
     ) -> None:
+        if flush_denormals:
+            raise ValueError("flush_denormals=True is not possible in NumPy")
         self.rule, self.params, self.states, self.t = rule, params, states, 0
+        self.skip_nonfinite = skip_nonfinite
         self.hyper_names = next(r.hyperparameters for r in _core.rules() if r.name == rule)
 
     def check(self) -> None:
@@ -229,7 +298,22 @@ class Plan:
         weight_decay: float,
         maximize: bool,
         row: int = 0,
-    ) -> None:
+        grad_scale: float = 1.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        zero_grad: bool = False,
+    ) -> tuple[float, bool, bool] | None:
+        report, clip = None, 1.0
+        if clip_norm is not None or self.skip_nonfinite:
+            norm = grad_norm(grads, grad_scale)
+            if not math.isfinite(norm):
+                if self.skip_nonfinite:
+                    return norm, False, True
+                raise ValueError("a gradient holds NaN or infinity")
+            clipped = clip_norm is not None and norm > clip_norm
+            if clip_norm is not None and clipped:
+                clip = clip_norm / norm
+            report = norm, clipped, False
         self.t += 1
         named = dict(zip(self.hyper_names, hyper, strict=True))
         for i, (w, g) in enumerate(zip(self.params, grads, strict=True)):
@@ -243,8 +327,14 @@ class Plan:
                 t=self.t,
                 weight_decay=weight_decay,
                 maximize=maximize,
+                grad_scale=grad_scale,
+                clip=clip,
+                clip_value=math.inf if clip_value is None else clip_value,
                 **named,
             )
+            if zero_grad:
+                g.fill(0)
+        return report
 
 
 def in_numpy(cls: type[Class]) -> type[Class]:

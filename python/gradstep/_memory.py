@@ -1,0 +1,98 @@
+"""Memory that begins at a cache line, and many arrays in one piece of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import _checks as check
+from ._structure import Structure
+
+Array = NDArray[Any]
+#: Bytes of a cache line, and of the widest vectors.
+LINE = 64
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """An array of zeros at a multiple of 64 bytes, where NumPy's own begin anywhere.
+
+    The system hands out the zeros when they are first touched, which is in the thread that updates
+    them.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    room = np.zeros(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+class Arena:
+    """One vector and the arrays that it consists of; made by `flatten`.
+
+    Attributes:
+        flat: the vector, contiguous, at a multiple of 64 bytes.
+        views: the arrays, in the structure that was given to `flatten`. They are parts of `flat`.
+    """
+
+    def __init__(self, structure: Structure, shapes: list[tuple[int, ...]], dtype: Any) -> None:
+        self._structure, self._shapes = structure, shapes
+        sizes = [math.prod(shape) for shape in shapes]
+        self.flat: Array = aligned_zeros((sum(sizes),), dtype)
+        parts = np.split(self.flat, np.cumsum(sizes)[:-1])
+        self._arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self.views: Any = structure.build(self._arrays)
+
+    def zeros_like(self) -> Arena:
+        """Another arena of the same layout, filled with 0: for gradients."""
+        return Arena(self._structure, self._shapes, self.flat.dtype)
+
+    def __repr__(self) -> str:
+        return f"<Arena of {self.flat.size} {self.flat.dtype} in {len(self._shapes)} arrays>"
+
+
+def flatten(arrays: Any) -> Arena:
+    """Copy arrays into one contiguous vector, which an optimizer sweeps without a gap.
+
+    Train on `flat` and compute with `views`, which share its memory. For the gradients,
+    `zeros_like()` gives a second arena: write them into its `views` and step with its `flat`.
+
+    Args:
+        arrays: an array, or a flat list, tuple or dict of arrays of one dtype. They are copied,
+            once, and stay as they are.
+
+    Returns:
+        An `Arena` with `flat`, `views` and `zeros_like()`.
+
+    Raises:
+        TypeError: not arrays, arrays of more than one dtype, or of one that no rule takes.
+        ValueError: no arrays.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> params = gs.flatten({"weight": np.ones((2, 2)), "bias": np.zeros(2)})
+        >>> grads = params.zeros_like()
+        >>> grads.views["bias"][...] = 1.0
+        >>> gs.SGD(params.flat, lr=0.5).step(grads.flat)
+        >>> params.flat
+        array([ 1. ,  1. ,  1. ,  1. , -0.5, -0.5])
+        >>> params.views["bias"]
+        array([-0.5, -0.5])
+    """
+    structure = Structure(arrays, "arrays")
+    leaves = list(structure.arrays(arrays, "arrays"))
+    for suffix, leaf in zip(structure.suffixes, leaves, strict=True):
+        check.array(f"arrays{suffix}", leaf)
+        if leaf.dtype not in (np.float32, np.float64):
+            raise TypeError(f"arrays{suffix} must have dtype float32 or float64, got {leaf.dtype}")
+        if leaf.dtype != leaves[0].dtype:
+            raise TypeError(
+                f"arrays{suffix} is {leaf.dtype}, the first is {leaves[0].dtype}: "
+                "an arena has one dtype"
+            )
+    arena = Arena(structure, [leaf.shape for leaf in leaves], leaves[0].dtype)
+    for view, leaf in zip(structure.arrays(arena.views, "arrays"), leaves, strict=True):
+        view[...] = leaf
+    return arena
