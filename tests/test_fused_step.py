@@ -540,7 +540,13 @@ def test_flatten_refuses(tree, error, message):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_states_begin_at_a_cache_line(cls):
-    opt = make(cls, [np.ones(3), np.ones((5, 7), np.float32), np.ones(())])
+def test_states_lie_beside_their_parameter(cls):
+    """At the same place in a cache line, and the large ones not at the same place in a page."""
+    room = np.zeros(9000, np.float32)
+    params = [room[1:10], np.ones(5), np.ones(()), room[100:8100].reshape(80, 100)]
+    opt = make(cls, params)
     for arrays in opt.state.values():
-        assert all(array.ctypes.data % 64 == 0 for array in arrays)
+        for param, array in zip(params, arrays, strict=True):
+            assert (array.ctypes.data - param.ctypes.data) % 64 == 0
+    large = [arrays[3].ctypes.data % 4096 for arrays in (params, *opt.state.values())]
+    assert len(set(large)) == len(large)

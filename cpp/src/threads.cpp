@@ -51,10 +51,11 @@ int threads_from_environment() {
 #endif
 }
 
-// Sweeps a range of a job in two parts, such that the longer one begins at a cache line. NumPy's large arrays all begin
-// 16 bytes into one: a vector of 64 bytes would then touch two lines at every access to every array.
+// Sweeps a range of a job in two parts, such that the longer one begins at a cache line of the parameter, and so of the
+// states, which optimizers allocate beside it. NumPy's large arrays all begin 16 bytes into a line: a vector of 64 bytes
+// would then touch two lines at every access to every array.
 void sweep_from_line(const Job& job, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t worthwhile = 4096;
+  constexpr std::int64_t worthwhile = 256;
   constexpr std::uintptr_t line = 64;
   std::int64_t middle = begin;
   if (end - begin >= worthwhile) {

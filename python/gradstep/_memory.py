@@ -12,21 +12,40 @@ from . import _checks as check
 from ._structure import Structure
 
 Array = NDArray[Any]
-#: Bytes of a cache line, and of the widest vectors.
+#: Bytes of a cache line, which is also the widest vector.
 LINE = 64
+#: Addresses that differ by a multiple of this are confused by processors that look at their low
+#: bits first: a load then waits for a store to another array.
+ALIAS = 4096
+#: So the states of a parameter begin this many bytes apart, modulo ALIAS.
+STAGGER = 1024
+#: Arrays below this many bytes are not worth the gaps.
+WORTHWHILE = 16384
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """An array of zeros at a multiple of 64 bytes, where NumPy's own begin anywhere.
+def zeros_at(shape: tuple[int, ...], dtype: DTypeLike, address: int, period: int) -> Array:
+    """Zeros at an address that is `address` modulo `period`, where NumPy's own begin anywhere.
 
-    The system hands out the zeros when they are first touched, which is in the thread that updates
-    them.
+    The system hands out large arrays when they are first touched, which is in the threads that
+    update them.
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    room = np.zeros(size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
+    room = np.zeros(size + period, np.uint8)
+    start = (address - room.ctypes.data) % period
     return room[start : start + size].view(dtype).reshape(shape)
+
+
+def zeros_beside(param: Array, shape: tuple[int, ...], place: int) -> Array:
+    """Zeros for the state number `place` of a parameter, where a sweep over both is fastest.
+
+    They begin at the parameter's place in a cache line, so that vectors which fit the lines of one
+    fit those of all; large ones are staggered beside.
+    """
+    address = param.ctypes.data
+    if math.prod(shape) * param.itemsize < WORTHWHILE:
+        return zeros_at(shape, param.dtype, address, LINE)
+    return zeros_at(shape, param.dtype, address + STAGGER * (place + 1), ALIAS)
 
 
 class Arena:
@@ -40,7 +59,7 @@ class Arena:
     def __init__(self, structure: Structure, shapes: list[tuple[int, ...]], dtype: Any) -> None:
         self._structure, self._shapes = structure, shapes
         sizes = [math.prod(shape) for shape in shapes]
-        self.flat: Array = aligned_zeros((sum(sizes),), dtype)
+        self.flat: Array = zeros_at((sum(sizes),), dtype, 0, LINE)
         parts = np.split(self.flat, np.cumsum(sizes)[:-1])
         self._arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
         self.views: Any = structure.build(self._arrays)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from . import _checks as check
 from . import _core, _files
-from ._memory import aligned_zeros
+from ._memory import zeros_beside
 from ._structure import Structure
 
 if TYPE_CHECKING:
@@ -145,13 +145,13 @@ class Optimizer:
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
-        self._rule_hypers = self._rule.hyperparameters  # which the binding makes anew at each call
+        self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
         self._maximize = check.flag("maximize", maximize)
         self._habits = {
             "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
             "flush_denormals": check.flag("flush_denormals", flush_denormals),
         }
-        self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
+        self._set_hyper(self._checked({"lr": lr, **hyper, "weight_decay": weight_decay}))
         self._states: dict[str, list[Array]] = {
             name: [self._initial_state(name, param) for param in self._params]
             for name in self._rule.states
@@ -219,41 +219,42 @@ class Optimizer:
             Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural networks,
             2013, algorithm 1 (clipping by the norm).
         """
-        return self._advance(
-            grads,
-            grad_scale=grad_scale,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
-            zero_grad=zero_grad,
-        )
+        return self._advance(grads, 0, None, grad_scale, clip_norm, clip_value, zero_grad)
 
     def _advance(
         self,
         grads: Arrays,
         row: int = 0,
         late: Mapping[str, float] | None = None,
-        *,
         grad_scale: float = 1.0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         zero_grad: bool = False,
     ) -> StepResult | None:
         """One step. `late` holds the hyper-parameters that are known only now."""
-        hyper = self._hyper
-        if late is not None or callable(hyper["lr"]):
+        hyper, values = self._hyper, self._hyper_values
+        if late is not None or values is None:
             hyper = {**hyper, **(late or {}), "lr": self.current_lr}
+            values = [hyper[name] for name in self._hyper_names]
         report = self._plan.step(
             self._structure.arrays(grads, "grads"),
-            [hyper[name] for name in self._rule_hypers],
+            values,
             hyper["weight_decay"],
             self._maximize,
             row,
             check.number("grad_scale", grad_scale),
             None if clip_norm is None else check.number("clip_norm", clip_norm),
             None if clip_value is None else check.number("clip_value", clip_value),
-            check.flag("zero_grad", zero_grad),
+            zero_grad is not False and check.flag("zero_grad", zero_grad),
         )
         return None if report is None else StepResult(*report)
+
+    def _set_hyper(self, hyper: dict[str, Any]) -> None:
+        """Take checked hyper-parameters. As native code wants them they are kept for all steps."""
+        self._hyper = hyper
+        self._hyper_values: list[float] | None = None
+        if not callable(hyper["lr"]) and all(name in hyper for name in self._hyper_names):
+            self._hyper_values = [hyper[name] for name in self._hyper_names]
 
     @property
     def params(self) -> Arrays:
@@ -282,7 +283,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: LearningRate) -> None:
-        self._hyper.update(self._checked({"lr": lr}))
+        self._set_hyper({**self._hyper, **self._checked({"lr": lr})})
 
     @property
     def current_lr(self) -> float:
@@ -419,7 +420,8 @@ class Optimizer:
         with self._alone():
             for label, target in targets.items():
                 np.copyto(target, sources[label])
-            self._hyper, self._maximize, self._plan.t = checked, maximize, t
+            self._set_hyper(checked)
+            self._maximize, self._plan.t = maximize, t
 
     def _labels(self, noun: str) -> list[str]:
         return [noun + suffix for suffix in self._structure.suffixes]
@@ -442,7 +444,10 @@ class Optimizer:
             self._plan.release()
 
     def _initial_state(self, name: str, param: Array) -> Array:
-        return aligned_zeros(param.shape, param.dtype)
+        return self._zeros(name, param, param.shape)
+
+    def _zeros(self, name: str, param: Array, shape: tuple[int, ...]) -> Array:
+        return zeros_beside(param, shape, self._rule.states.index(name))
 
     def _counters(self) -> dict[str, Array]:
         """Arrays that belong to the state but are not one per parameter."""
@@ -738,7 +743,7 @@ class Adagrad(Optimizer):
             raise ValueError(
                 f"initial_accumulator_value is {self._start}, which {param.dtype} cannot hold"
             )
-        state = aligned_zeros(param.shape, param.dtype)
+        state = super()._initial_state(name, param)
         state.fill(start)
         return state
 
@@ -966,9 +971,8 @@ class WindowSAG(Optimizer):
         return self._advance(grads, self.t % self._window, late, **options)
 
     def _initial_state(self, name: str, param: Array) -> Array:
-        return aligned_zeros(
-            (self._window, *param.shape) if name == "y" else param.shape, param.dtype
-        )
+        shape = (self._window, *param.shape) if name == "y" else param.shape
+        return self._zeros(name, param, shape)
 
     def _sizes(self) -> dict[str, int]:
         return {"window": self._window}
@@ -1053,7 +1057,7 @@ class SAG(Optimizer):
 
     def _initial_state(self, name: str, param: Array) -> Array:
         shape = (self._seen.size, *param.shape) if name == "y" else param.shape
-        return aligned_zeros(shape, param.dtype)
+        return self._zeros(name, param, shape)
 
     def _counters(self) -> dict[str, Array]:
         return {"seen": self._seen}
