@@ -133,6 +133,7 @@ def test_norm_of_any_numbers(dtype, data):
 
 # The step -------------------------------------------------------------------------------------
 
+UNTREATED = {"grad_scale": 1.0, "clip_norm": None, "clip_value": None, "zero_grad": False}
 TREATMENTS = [
     {"grad_scale": 0.37},
     {"clip_norm": 3.0},
@@ -157,9 +158,9 @@ def test_every_rule_in_a_fused_step(rule, dtype, level):
                 nouns = ["params", "grads", *RULES[rule].states]
                 plan = make(rule, [param], [[state] for state in states], nouns, [""])
                 used = [g.copy() for g in grads]
-                options = {"clip_norm": None, "clip_value": None, **treatment}
-                hyper = list(hyper_of(rule).values())
-                reports = [plan.step([g], hyper, 0.1, True, **options) for g in used]
+                options = {**UNTREATED, **treatment}
+                plan.set_hyper(list(hyper_of(rule).values()), 0.1, True)
+                reports = [plan.step([g], treatment=tuple(options.values())) for g in used]
                 results.append(([param, *states, *used], reports))
             (native, reports), (expected, expected_reports) = results
             assert reports == expected_reports
@@ -418,7 +419,8 @@ def natively(rule, size, dtype, flush):
     states = [[state] for state in arrays[1:]]
     plan = _core.Plan(rule, arrays[:1], states, nouns, [""], flush_denormals=flush)
     plan.t = 1
-    plan.step([g], list(hyper_of(rule).values()), 0.0, False)
+    plan.set_hyper(list(hyper_of(rule).values()), 0.0, False)
+    plan.step([g])
     return arrays
 
 size = 3 * _core.elements_per_thread + 5

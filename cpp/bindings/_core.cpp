@@ -237,6 +237,18 @@ class Claims {
 
 using Arrays = std::vector<py::object>;
 
+Arrays items(const py::object& sequence) {
+  const auto fast =
+      py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "a sequence of arrays is needed"));
+  if (!fast) throw py::error_already_set();
+  PyObject** const first = PySequence_Fast_ITEMS(fast.ptr());
+  Arrays arrays;
+  arrays.reserve(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr())));
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast.ptr()); ++i)
+    arrays.push_back(py::reinterpret_borrow<py::object>(first[i]));
+  return arrays;
+}
+
 // Checks the arrays of a Plan before its states exist.
 void check_params(const Arrays& params, const std::string& noun, const std::vector<std::string>& suffixes) {
   Claims claims;
@@ -270,6 +282,9 @@ class Target {
   std::vector<py::ssize_t> shape_;
 };
 
+// What a step does to the gradients: grad_scale, clip_norm, clip_value, zero_grad.
+using Treatment = std::tuple<double, std::optional<double>, std::optional<double>, bool>;
+
 // What a step that measured the gradients tells: their norm, whether it was clipped, whether the step was skipped.
 using Report = std::tuple<double, bool, bool>;
 
@@ -285,7 +300,7 @@ class Plan {
         suffixes_(std::move(suffixes)),
         skip_nonfinite_(skip_nonfinite),
         denormals_(flush_denormals ? Denormals::flush : Denormals::keep) {
-    const Spec& spec = active_level().table().entries[rule_].spec;
+    const Spec& spec = this->spec();
     const auto state_names = static_cast<std::size_t>(state_count(spec));
     if (nouns_.size() != 2 + state_names || states.size() != state_names || suffixes_.size() != params.size())
       throw py::value_error(rule + ": wrong number of nouns, states or suffixes");
@@ -320,8 +335,9 @@ class Plan {
     }
   }
 
-  // Raises unless step() would take these gradients. Returns them with NumPy scalars as arrays.
-  Arrays check_grads(Arrays grads, bool zero_grad) {
+  // Raises unless step() would take these gradients. Returns them in a list, NumPy scalars as arrays.
+  Arrays check_grads(const py::object& sequence, bool zero_grad) {
+    Arrays grads = items(sequence);
     if (grads.size() != slots_.size())
       throw py::value_error(nouns_[1] + " must hold " + std::to_string(slots_.size()) + " arrays, got " +
                             std::to_string(grads.size()));
@@ -342,21 +358,30 @@ class Plan {
     claims_.check_free(check_memory(array, label), label);
   }
 
-  std::optional<Report> step(Arrays grads, const std::vector<double>& hyper, double weight_decay, bool maximize,
-                             std::int64_t row, double grad_scale, std::optional<double> clip_norm,
-                             std::optional<double> clip_value, bool zero_grad) {
+  // The scalars of the steps to come, the hyper-parameters in the rule's order.
+  void set_hyper(const std::vector<double>& hyper, double weight_decay, bool maximize) {
     const Hold hold(*this);
+    check_hypers(spec(), hyper, weight_decay, single_precision_);
+    std::copy(hyper.begin(), hyper.end(), next_.hyper);
+    next_.weight_decay = weight_decay;
+    next_.maximize = maximize;
+    ready_ = true;
+  }
+
+  std::optional<Report> step(const py::object& grads, std::int64_t row, const std::optional<Treatment>& treatment) {
+    const Hold hold(*this);
+    if (!ready_) throw std::logic_error("set_hyper() comes before step()");
     const Table& table = active_level().table();
     const Entry& entry = table.entries[rule_];
     const int threads = get_num_threads();
-    check_hypers(entry.spec, hyper, weight_decay, single_precision_);
+    const auto [grad_scale, clip_norm, clip_value, zero_grad] = treatment.value_or(Treatment(1, {}, {}, false));
     check_hyper(grad_scale_hyper, grad_scale, single_precision_);
     if (clip_norm) check_clip_norm(*clip_norm);
     if (clip_value) check_hyper(clip_value_hyper, *clip_value, single_precision_);
     check_t(t_ + 1);
     check();
     // Our own references: the caller's list can change while Python runs elsewhere.
-    const Arrays held = check_grads(std::move(grads), zero_grad);
+    const Arrays held = check_grads(grads, zero_grad);
     Constants float32, float64;
     std::vector<Job> jobs;
     jobs.reserve(slots_.size());
@@ -377,8 +402,12 @@ class Plan {
       }
       jobs.push_back(job);
     }
-    Step step{t_ + 1, weight_decay, maximize, grad_scale, 1, clip_value.value_or(HUGE_VAL), zero_grad, {}};
-    std::copy(hyper.begin(), hyper.end(), step.hyper);
+    Step step = next_;
+    step.t = t_ + 1;
+    step.grad_scale = grad_scale;
+    step.clip = 1;
+    step.clip_value = clip_value.value_or(HUGE_VAL);
+    step.zero_grad = zero_grad;
     const bool measured = clip_norm || skip_nonfinite_;
     Norm norm{};
     bool clipped = false;
@@ -444,6 +473,8 @@ class Plan {
       throw py::value_error("t must be from 0 to 2**53, got " + std::to_string(t));
   }
 
+  const Spec& spec() const { return active_level().table().entries[rule_].spec; }
+
   Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
 
   void check_gradient(py::object& grad, std::size_t i, bool zero_grad) {
@@ -508,6 +539,8 @@ class Plan {
   bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
   bool grads_apart_ = false;                                  // whether no two of Slot::grad overlap, if known
   bool busy_ = false;                                         // guarded by the GIL
+  bool ready_ = false;                                        // whether set_hyper() was called
+  Step next_{};
   int forks_at_hold_ = 0;
   std::int64_t t_ = 0;
 };
@@ -629,11 +662,12 @@ PYBIND11_MODULE(_core, m) {
            "Raise if the array shares memory with what steps write to.")
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
-      .def("step", &Plan::step, py::arg("grads"), py::arg("hyper"), py::arg("weight_decay"), py::arg("maximize"),
-           py::arg("row") = 0, py::arg("grad_scale") = 1.0, py::arg("clip_norm") = py::none(),
-           py::arg("clip_value") = py::none(), py::arg("zero_grad") = false,
-           "Update everything once, or raise and change nothing. Where the gradients were\n"
-           "measured, return their norm, whether it was clipped, and whether they were not finite.")
+      .def("set_hyper", &Plan::set_hyper, py::arg("hyper"), py::arg("weight_decay"), py::arg("maximize"),
+           "Set the scalars of the steps to come, or raise.")
+      .def("step", &Plan::step, py::arg("grads"), py::arg("row") = 0, py::arg("treatment") = py::none(),
+           "Update everything once, or raise and change nothing. The treatment of the gradients is\n"
+           "(grad_scale, clip_norm or None, clip_value or None, zero_grad). Where they were measured,\n"
+           "return their norm, whether it was clipped, and whether they were not finite.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   m.def("streams", run_streams, py::arg("written"), py::arg("read"),

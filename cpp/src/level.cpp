@@ -114,14 +114,12 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
 }
 
 // Squares in double: those of float32 are exact, and their sum cannot overflow. Each lane adds every lane_count-th
-// square, so that the order is the same for vectors of any width.
-template <class T>
-GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
-  const T* const g = static_cast<const T*>(grads);
-  const T factor = T(scale);
+// square, so that the order is the same for vectors of any width. `plain`: both factors are 1.
+template <bool plain, class T>
+GRADSTEP_INLINE double add_squares(const T* g, std::int64_t size, T scale, double range) {
   double lanes[lane_count] = {};
   const auto add = [&](std::int64_t i, int lane) {
-    const double x = range * double(factor * g[i]);
+    const double x = plain ? double(g[i]) : range * double(scale * g[i]);
     lanes[lane] += x * x;
   };
   std::int64_t i = 0;
@@ -132,6 +130,12 @@ GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, do
   for (int half = lane_count / 2; half > 0; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   return lanes[0];
+}
+
+template <class T>
+GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
+  const T* const g = static_cast<const T*>(grads);
+  return scale == 1 && range == 1 ? add_squares<true>(g, size, T(1), 1) : add_squares<false>(g, size, T(scale), range);
 }
 
 // What a rule reads and writes, with next to no arithmetic: how fast the memory lets it be. The values go round, so

@@ -84,28 +84,36 @@ class Plan:
         """
         Raise if the array shares memory with what steps write to.
         """
-    def check_grads(
-        self, grads: collections.abc.Sequence[typing.Any], zero_grad: bool = False
-    ) -> list[typing.Any]:
+    def check_grads(self, grads: typing.Any, zero_grad: bool = False) -> list[typing.Any]:
         """
         Raise unless step() would take these gradients; return them with NumPy scalars as arrays.
         """
     def release(self) -> None: ...
-    def step(
+    def set_hyper(
         self,
-        grads: collections.abc.Sequence[typing.Any],
         hyper: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         weight_decay: typing.SupportsFloat | typing.SupportsIndex,
         maximize: bool,
+    ) -> None:
+        """
+        Set the scalars of the steps to come, or raise.
+        """
+    def step(
+        self,
+        grads: typing.Any,
         row: typing.SupportsInt | typing.SupportsIndex = 0,
-        grad_scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        clip_norm: typing.SupportsFloat | typing.SupportsIndex | None = None,
-        clip_value: typing.SupportsFloat | typing.SupportsIndex | None = None,
-        zero_grad: bool = False,
+        treatment: tuple[
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            bool,
+        ]
+        | None = None,
     ) -> tuple[float, bool, bool] | None:
         """
-        Update everything once, or raise and change nothing. Where the gradients were
-        measured, return their norm, whether it was clipped, and whether they were not finite.
+        Update everything once, or raise and change nothing. The treatment of the gradients is
+        (grad_scale, clip_norm or None, clip_value or None, zero_grad). Where they were measured,
+        return their norm, whether it was clipped, and whether they were not finite.
         """
     @property
     def t(self) -> int:

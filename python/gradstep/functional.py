@@ -82,7 +82,8 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
         plan = _core.Plan(name, [param], [[state] for state in states], nouns, [""])
         plan.t = check.integer("t", t, 1) - 1
         decay = check.number("weight_decay", weight_decay)
-        plan.step((grad,), values, decay, check.flag("maximize", maximize))
+        plan.set_hyper(values, decay, check.flag("maximize", maximize))
+        plan.step((grad,))
 
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (

@@ -151,7 +151,8 @@ class Optimizer:
             "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
             "flush_denormals": check.flag("flush_denormals", flush_denormals),
         }
-        self._set_hyper(self._checked({"lr": lr, **hyper, "weight_decay": weight_decay}))
+        self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
+        self._hyper_planned = False
         self._states: dict[str, list[Array]] = {
             name: [self._initial_state(name, param) for param in self._params]
             for name in self._rule.states
@@ -232,29 +233,28 @@ class Optimizer:
         zero_grad: bool = False,
     ) -> StepResult | None:
         """One step. `late` holds the hyper-parameters that are known only now."""
-        hyper, values = self._hyper, self._hyper_values
-        if late is not None or values is None:
-            hyper = {**hyper, **(late or {}), "lr": self.current_lr}
-            values = [hyper[name] for name in self._hyper_names]
-        report = self._plan.step(
-            self._structure.arrays(grads, "grads"),
-            values,
-            hyper["weight_decay"],
-            self._maximize,
-            row,
-            check.number("grad_scale", grad_scale),
-            None if clip_norm is None else check.number("clip_norm", clip_norm),
-            None if clip_value is None else check.number("clip_value", clip_value),
-            zero_grad is not False and check.flag("zero_grad", zero_grad),
-        )
+        if late is not None or not self._hyper_planned:
+            self._plan_hyper(late or {})
+        arrays = self._structure.arrays(grads, "grads")
+        plain = clip_norm is None and clip_value is None and zero_grad is False
+        if plain and type(grad_scale) is float and grad_scale == 1.0:
+            report = self._plan.step(arrays, row)
+        else:
+            treatment = (
+                check.number("grad_scale", grad_scale),
+                None if clip_norm is None else check.number("clip_norm", clip_norm),
+                None if clip_value is None else check.number("clip_value", clip_value),
+                check.flag("zero_grad", zero_grad),
+            )
+            report = self._plan.step(arrays, row, treatment)
         return None if report is None else StepResult(*report)
 
-    def _set_hyper(self, hyper: dict[str, Any]) -> None:
-        """Take checked hyper-parameters. As native code wants them they are kept for all steps."""
-        self._hyper = hyper
-        self._hyper_values: list[float] | None = None
-        if not callable(hyper["lr"]) and all(name in hyper for name in self._hyper_names):
-            self._hyper_values = [hyper[name] for name in self._hyper_names]
+    def _plan_hyper(self, late: Mapping[str, float]) -> None:
+        """Hand the hyper-parameters over, at once for all steps if they are the same for all."""
+        hyper = {**self._hyper, **late, "lr": self.current_lr}
+        values = [hyper[name] for name in self._hyper_names]
+        self._plan.set_hyper(values, hyper["weight_decay"], self._maximize)
+        self._hyper_planned = not late and not callable(self.lr)
 
     @property
     def params(self) -> Arrays:
@@ -283,7 +283,8 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: LearningRate) -> None:
-        self._set_hyper({**self._hyper, **self._checked({"lr": lr})})
+        self._hyper.update(self._checked({"lr": lr}))
+        self._hyper_planned = False
 
     @property
     def current_lr(self) -> float:
@@ -420,8 +421,8 @@ class Optimizer:
         with self._alone():
             for label, target in targets.items():
                 np.copyto(target, sources[label])
-            self._set_hyper(checked)
-            self._maximize, self._plan.t = maximize, t
+            self._hyper, self._maximize, self._plan.t = checked, maximize, t
+            self._hyper_planned = False
 
     def _labels(self, noun: str) -> list[str]:
         return [noun + suffix for suffix in self._structure.suffixes]

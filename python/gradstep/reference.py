@@ -291,18 +291,17 @@ class Plan:
     def check_grads(self, grads: Sequence[Array]) -> Sequence[Array]:
         return grads
 
+    def set_hyper(self, hyper: Sequence[float], weight_decay: float, maximize: bool) -> None:
+        self.options: dict[str, Any] = dict(zip(self.hyper_names, hyper, strict=True))
+        self.options.update(weight_decay=weight_decay, maximize=maximize)
+
     def step(
         self,
         grads: Sequence[Array],
-        hyper: Sequence[float],
-        weight_decay: float,
-        maximize: bool,
         row: int = 0,
-        grad_scale: float = 1.0,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        zero_grad: bool = False,
+        treatment: tuple[float, float | None, float | None, bool] | None = None,
     ) -> tuple[float, bool, bool] | None:
+        grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
         report, clip = None, 1.0
         if clip_norm is not None or self.skip_nonfinite:
             norm = grad_norm(grads, grad_scale)
@@ -315,7 +314,6 @@ class Plan:
                 clip = clip_norm / norm
             report = norm, clipped, False
         self.t += 1
-        named = dict(zip(self.hyper_names, hyper, strict=True))
         for i, (w, g) in enumerate(zip(self.params, grads, strict=True)):
             # A state with an axis more than its parameter has rows; this step's is a view.
             states = [s[i] if s[i].ndim == w.ndim else s[i][row, ...] for s in self.states]
@@ -325,12 +323,10 @@ class Plan:
                 g,
                 states,
                 t=self.t,
-                weight_decay=weight_decay,
-                maximize=maximize,
                 grad_scale=grad_scale,
                 clip=clip,
                 clip_value=math.inf if clip_value is None else clip_value,
-                **named,
+                **self.options,
             )
             if zero_grad:
                 g.fill(0)
