@@ -140,14 +140,15 @@ const PyObject* shared_dtype() {
   return dtype;
 }
 
+constexpr int readable = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+
 // What every array must be to be read in place, whatever its role.
 Memory check_memory(const py::handle& object, const Label& label) {
   // The quick way, which nearly every array goes at every step, asks what the slow way asks, and has no messages.
   if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) {
     const auto* array = py::detail::array_proxy(object.ptr());
-    constexpr int good = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     const bool single_precision = array->descr == shared_dtype<float>();
-    if ((array->flags & good) == good && (single_precision || array->descr == shared_dtype<double>())) {
+    if ((array->flags & readable) == readable && (single_precision || array->descr == shared_dtype<double>())) {
       std::int64_t size = 1;
       for (int i = 0; i < array->nd; ++i) size *= array->dimensions[i];
       return {reinterpret_cast<std::uintptr_t>(array->data), size, single_precision};
@@ -261,25 +262,51 @@ void check_params(const Arrays& params, const std::string& noun, const std::vect
 class Target {
  public:
   Target(py::object object, const Label& label)
-      : memory(check_writeable_memory(object, label)), array_(std::move(object)) {
-    shape_.assign(array_.shape(), array_.shape() + array_.ndim());
+      : memory(check_writeable_memory(object, label)),
+        array_(std::move(object)),
+        count_(static_cast<int>(array_.ndim())) {
+    const int here = std::min(count_, few);
+    std::copy(array_.shape(), array_.shape() + here, first_);
+    rest_.assign(array_.shape() + here, array_.shape() + count_);
+    const PyObject* dtype = py::detail::array_proxy(array_.ptr())->descr;
+    if (dtype == shared_dtype<float>() || dtype == shared_dtype<double>()) dtype_ = dtype;
   }
 
   const py::array& array() const { return array_; }
 
+  // Whether an object is plainly an array of this shape and type that begins there and has these flags. What is not
+  // plain needs the longer checks.
+  bool resembles(const py::handle& object, std::uintptr_t begin, int flags) const {
+    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return false;
+    const auto* array = py::detail::array_proxy(object.ptr());
+    return reinterpret_cast<std::uintptr_t>(array->data) == begin && array->descr == dtype_ &&
+           (array->flags & flags) == flags && same_shape(array->nd, array->dimensions);
+  }
+
   // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
   void check_unchanged(const Label& label) const {
-    const bool same_shape = array_.ndim() == static_cast<py::ssize_t>(shape_.size()) &&
-                            std::equal(shape_.begin(), shape_.end(), array_.shape());
-    if (!(check_writeable_memory(array_, label) == memory && same_shape))
+    if (resembles(array_, memory.begin, readable | py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return;
+    if (!(check_writeable_memory(array_, label) == memory &&
+          same_shape(static_cast<int>(array_.ndim()), array_.shape())))
       throw py::value_error(label + " was resized, reshaped or retyped after the optimizer was made");
   }
 
   Memory memory;
 
  private:
+  bool same_shape(int count, const py::ssize_t* sizes) const {
+    const int here = std::min(count, few);
+    return count == count_ && std::equal(sizes, sizes + here, first_) &&
+           std::equal(sizes + here, sizes + count, rest_.begin(), rest_.end());
+  }
+
+  // The shape is kept in place as far as shapes usually go: a step over many arrays reads that of each.
+  static constexpr int few = 4;
   py::array array_;
-  std::vector<py::ssize_t> shape_;
+  int count_;
+  py::ssize_t first_[few];
+  std::vector<py::ssize_t> rest_;
+  const PyObject* dtype_ = nullptr;  // one that NumPy's arrays share
 };
 
 // What a step does to the gradients: grad_scale, clip_norm, clip_value, zero_grad.
@@ -307,9 +334,15 @@ class Plan {
     if (flush_denormals && !can_flush_denormals())
       throw py::value_error("flush_denormals=True is not supported on this processor by this build");
     for (std::size_t i = 0; i < params.size(); ++i) {
-      Slot slot{Target(params[i], label(0, i)), {}, 0, {}};
+      Slot slot{Target(params[i], label(0, i)), 0, {}};
       const Memory& param = slot.param.memory;
+      Job job{nullptr,
+              param.single_precision ? &float32_ : &float64_,
+              {param.data(), nullptr, {}},
+              param.size,
+              param.item_size()};
       (param.single_precision ? single_precision_ : double_precision_) = true;
+      size_ += param.size;
       claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < state_names; ++k) {
         Target state(states[k].at(i), label(2 + k, i));
@@ -320,19 +353,22 @@ class Plan {
         else
           check_same_shape(state.array(), label(2 + k, i), slot.param.array(), label(0, i));
         claims_.add(state.memory, label(2 + k, i));
-        slot.states.push_back(std::move(state));
+        job.buffers.states[k] = state.memory.data();
+        states_.push_back(std::move(state));
       }
+      jobs_.push_back(job);
       slots_.push_back(std::move(slot));
     }
     claims_.sort_and_check();
   }
 
+  Plan(const Plan&) = delete;  // its jobs point into it
+  Plan& operator=(const Plan&) = delete;
+
   // Raises unless every parameter and state is as it was when the Plan was made.
   void check() const {
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      slots_[i].param.check_unchanged(label(0, i));
-      for (std::size_t k = 0; k < slots_[i].states.size(); ++k) slots_[i].states[k].check_unchanged(label(2 + k, i));
-    }
+    for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].param.check_unchanged(label(0, i));
+    for (std::size_t j = 0; j < states_.size(); ++j) states_[j].check_unchanged(label(2 + j % kinds(), j / kinds()));
   }
 
   // Raises unless step() would take these gradients. Returns them in a list, NumPy scalars as arrays.
@@ -382,26 +418,7 @@ class Plan {
     check();
     // Our own references: the caller's list can change while Python runs elsewhere.
     const Arrays held = check_grads(grads, zero_grad);
-    Constants float32, float64;
-    std::vector<Job> jobs;
-    jobs.reserve(slots_.size());
-    for (const Slot& slot : slots_) {
-      const Memory& param = slot.param.memory;
-      Job job{param.single_precision ? &entry.float32 : &entry.float64,
-              param.single_precision ? &float32 : &float64,
-              {param.data(), slot.grad.data(), {}},
-              param.size,
-              param.item_size()};
-      for (std::size_t k = 0; k < slot.states.size(); ++k) job.buffers.states[k] = slot.states[k].memory.data();
-      if (slot.rows > 0) {
-        if (row < 0 || row >= slot.rows)
-          throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
-                                std::to_string(row));
-        auto& state = job.buffers.states[entry.spec.row_state];
-        state = static_cast<char*>(state) + row * param.size * param.item_size();
-      }
-      jobs.push_back(job);
-    }
+    prepare_jobs(entry, row);
     Step step = next_;
     step.t = t_ + 1;
     step.grad_scale = grad_scale;
@@ -412,16 +429,19 @@ class Plan {
     Norm norm{};
     bool clipped = false;
     {
-      // The slots and `held` keep the memory alive, and nothing below touches a Python object.
-      const py::gil_scoped_release release;
+      // The slots and `held` keep the memory alive, and nothing below touches a Python object. A small step is over
+      // before another thread could have taken the lock.
+      constexpr std::int64_t worth_releasing = 4096;
+      std::optional<py::gil_scoped_release> release;
+      if (size_ >= worth_releasing) release.emplace();
       const FloatMode mode(Denormals::keep);
-      if (measured) norm = grad_norm(jobs, threads, table, grad_scale);
+      if (measured) norm = grad_norm(threads, table, grad_scale);
       if (std::isfinite(norm.value)) {
         clipped = clip_norm && norm.value > *clip_norm;
         if (clipped) step.clip = *clip_norm / norm.value;
-        if (single_precision_) entry.float32.fold(step, float32);
-        if (double_precision_) entry.float64.fold(step, float64);
-        run(jobs.data(), static_cast<std::int64_t>(jobs.size()), threads, denormals_);
+        if (single_precision_) entry.float32.fold(step, float32_);
+        if (double_precision_) entry.float64.fold(step, float64_);
+        run(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, denormals_);
       }
     }
     if (!std::isfinite(norm.value) && !skip_nonfinite_) throw py::value_error(why_no_norm(norm, grad_scale));
@@ -451,7 +471,6 @@ class Plan {
  private:
   struct Slot {
     Target param;
-    std::vector<Target> states;
     std::int64_t rows;  // of the state that has rows; 0: it has the parameter's own shape
     Memory grad;        // the last one that was found to fit
   };
@@ -477,8 +496,34 @@ class Plan {
 
   Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
 
+  // Brings the jobs up to date. What is the same stays unwritten: other threads have it in their caches.
+  void prepare_jobs(const Entry& entry, std::int64_t row) {
+    const auto assign = [](auto& place, auto value) {
+      if (place != value) place = value;
+    };
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      const Slot& slot = slots_[i];
+      Job& job = jobs_[i];
+      assign(job.kernel, slot.param.memory.single_precision ? &entry.float32 : &entry.float64);
+      assign(job.buffers.grad, static_cast<void*>(slot.grad.data()));
+      if (slot.rows > 0) {
+        if (row < 0 || row >= slot.rows)
+          throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
+                                std::to_string(row));
+        const auto kind = static_cast<std::size_t>(entry.spec.row_state);
+        char* const table = states_[i * kinds() + kind].memory.data();
+        job.buffers.states[kind] = table + row * job.size * job.item_size;
+      }
+    }
+  }
+
+  std::size_t kinds() const { return nouns_.size() - 2; }  // of states
+
   void check_gradient(py::object& grad, std::size_t i, bool zero_grad) {
     Slot& slot = slots_[i];
+    // What was checked before, and lay apart, does so now.
+    const int flags = readable | (zero_grad ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0);
+    if (slot.grad.size > 0 && slot.param.resembles(grad, slot.grad.begin, flags)) return;
     const Label name = label(1, i);
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
     if (!zero_grad && !py::isinstance<py::array>(grad) &&
@@ -487,18 +532,17 @@ class Plan {
     const Memory memory = zero_grad ? check_writeable_memory(grad, name) : check_memory(grad, name);
     check_same_dtype(memory, name, slot.param.memory, label(0, i));
     check_same_shape(py::reinterpret_borrow<py::array>(grad), name, slot.param.array(), label(0, i));
-    if (memory == slot.grad) return;  // what lay apart then does so now
     claims_.check_free(memory, name);
     slot.grad = memory;
     grads_apart_ = false;
   }
 
   // The Euclidean norm of all gradients together, each multiplied by `scale`. Needs no Python.
-  Norm grad_norm(const std::vector<Job>& jobs, int threads, const Table& table, double scale) const {
-    const auto count = static_cast<std::int64_t>(jobs.size());
-    std::vector<double> sums(static_cast<std::size_t>(count_blocks(jobs.data(), count)));
+  Norm grad_norm(int threads, const Table& table, double scale) const {
+    const auto count = static_cast<std::int64_t>(jobs_.size());
+    std::vector<double> sums(static_cast<std::size_t>(count_blocks(jobs_.data(), count)));
     const auto total = [&](double range) {
-      sum_blocks(jobs.data(), count, threads, denormals_, table, scale, range, sums.data());
+      sum_blocks(jobs_.data(), count, threads, denormals_, table, scale, range, sums.data());
       return sum_tree(std::vector<double>(sums).data(), static_cast<std::int64_t>(sums.size()));
     };
     double sum = total(1), unit = 1;
@@ -514,7 +558,7 @@ class Plan {
     if (!std::isfinite(sum)) {
       const double* sum_of_block = sums.data();
       for (culprit = 0; culprit < count; ++culprit) {
-        const double* const end = sum_of_block + count_blocks(&jobs[static_cast<std::size_t>(culprit)], 1);
+        const double* const end = sum_of_block + count_blocks(&jobs_[static_cast<std::size_t>(culprit)], 1);
         if (!std::all_of(sum_of_block, end, [](double x) { return std::isfinite(x); })) break;
         sum_of_block = end;
       }
@@ -533,9 +577,13 @@ class Plan {
   int rule_;
   std::vector<std::string> nouns_, suffixes_;
   std::vector<Slot> slots_;
+  std::vector<Target> states_;  // those of the first parameter first
+  std::vector<Job> jobs_;       // one per slot
+  Constants float32_, float64_;
   Claims claims_;
   bool skip_nonfinite_;
   Denormals denormals_;
+  std::int64_t size_ = 0;                                     // elements of all parameters
   bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
   bool grads_apart_ = false;                                  // whether no two of Slot::grad overlap, if known
   bool busy_ = false;                                         // guarded by the GIL

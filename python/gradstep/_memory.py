@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ LINE = 64
 ALIAS = 4096
 #: So the states of a parameter begin this many bytes apart, modulo ALIAS.
 STAGGER = 1024
-#: Arrays below this many bytes are not worth the gaps.
-WORTHWHILE = 16384
+#: Smaller arrays, in bytes, lie closely instead: gaps between them would cost more cache.
+LARGE = 16384
 
 
 def zeros_at(shape: tuple[int, ...], dtype: DTypeLike, address: int, period: int) -> Array:
@@ -36,16 +37,35 @@ def zeros_at(shape: tuple[int, ...], dtype: DTypeLike, address: int, period: int
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def zeros_beside(param: Array, shape: tuple[int, ...], place: int) -> Array:
-    """Zeros for the state number `place` of a parameter, where a sweep over both is fastest.
+def zeros_beside(
+    params: Sequence[Array], shapes: Sequence[Sequence[tuple[int, ...]]]
+) -> list[list[Array]]:
+    """Zeros for the states of some parameters, where a sweep over them is fastest.
 
-    They begin at the parameter's place in a cache line, so that vectors which fit the lines of one
-    fit those of all; large ones are staggered beside.
+    They begin at their parameter's place in a cache line, so that vectors which fit the lines of
+    one fit those of all, and the large ones at another place of a page. All lie in one piece of
+    memory, for which the system can take larger pages.
+
+    Args:
+        params: the parameters.
+        shapes: for each kind of state, the shape beside each parameter.
     """
-    address = param.ctypes.data
-    if math.prod(shape) * param.itemsize < WORTHWHILE:
-        return zeros_at(shape, param.dtype, address, LINE)
-    return zeros_at(shape, param.dtype, address + STAGGER * (place + 1), ALIAS)
+    spans = []
+    end = 0
+    for place, kind in enumerate(shapes, 1):
+        for param, shape in zip(params, kind, strict=True):
+            size = math.prod(shape) * param.itemsize
+            large = size >= LARGE
+            wanted = param.ctypes.data + large * STAGGER * place
+            start = end + (wanted - end) % (ALIAS if large else LINE)
+            end = start + size
+            spans.append(slice(start, end))
+    room = zeros_at((end,), np.uint8, 0, ALIAS)
+    span = iter(spans)
+    return [
+        [room[next(span)].view(p.dtype).reshape(s) for p, s in zip(params, kind, strict=True)]
+        for kind in shapes
+    ]
 
 
 class Arena:
@@ -56,17 +76,20 @@ class Arena:
         views: the arrays, in the structure that was given to `flatten`. They are parts of `flat`.
     """
 
-    def __init__(self, structure: Structure, shapes: list[tuple[int, ...]], dtype: Any) -> None:
+    def __init__(
+        self, structure: Structure, shapes: list[tuple[int, ...]], dtype: Any, address: int = 0
+    ) -> None:
         self._structure, self._shapes = structure, shapes
         sizes = [math.prod(shape) for shape in shapes]
-        self.flat: Array = zeros_at((sum(sizes),), dtype, 0, LINE)
+        self.flat: Array = zeros_at((sum(sizes),), dtype, address, ALIAS)
         parts = np.split(self.flat, np.cumsum(sizes)[:-1])
         self._arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
         self.views: Any = structure.build(self._arrays)
 
     def zeros_like(self) -> Arena:
         """Another arena of the same layout, filled with 0: for gradients."""
-        return Arena(self._structure, self._shapes, self.flat.dtype)
+        beside = self.flat.ctypes.data + STAGGER // 2  # and beside the states
+        return Arena(self._structure, self._shapes, self.flat.dtype, beside)
 
     def __repr__(self) -> str:
         return f"<Arena of {self.flat.size} {self.flat.dtype} in {len(self._shapes)} arrays>"

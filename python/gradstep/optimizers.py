@@ -153,10 +153,10 @@ class Optimizer:
         }
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._hyper_planned = False
-        self._states: dict[str, list[Array]] = {
-            name: [self._initial_state(name, param) for param in self._params]
-            for name in self._rule.states
-        }
+        names = self._rule.states
+        shapes = [[self._state_shape(name, param) for param in self._params] for name in names]
+        states = zeros_beside(self._params, shapes)
+        self._states: dict[str, list[Array]] = dict(zip(names, states, strict=True))
         self._plan = self._plan_class(
             rule,
             self._params,
@@ -444,11 +444,8 @@ class Optimizer:
         finally:
             self._plan.release()
 
-    def _initial_state(self, name: str, param: Array) -> Array:
-        return self._zeros(name, param, param.shape)
-
-    def _zeros(self, name: str, param: Array, shape: tuple[int, ...]) -> Array:
-        return zeros_beside(param, shape, self._rule.states.index(name))
+    def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
+        return param.shape
 
     def _counters(self) -> dict[str, Array]:
         """Arrays that belong to the state but are not one per parameter."""
@@ -723,7 +720,7 @@ class Adagrad(Optimizer):
         beta: float | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self._start = check.non_negative("initial_accumulator_value", initial_accumulator_value)
+        start = check.non_negative("initial_accumulator_value", initial_accumulator_value)
         super().__init__(
             params,
             "adagrad" if beta is None else "adagrad_momentum",
@@ -734,19 +731,13 @@ class Adagrad(Optimizer):
             **({} if beta is None else {"beta": beta}),
             **options,
         )
-
-    def _initial_state(self, name: str, param: Array) -> Array:
-        if name != "s":
-            return super()._initial_state(name, param)
-        with np.errstate(over="ignore"):
-            start = param.dtype.type(self._start)
-        if not np.isfinite(start):
-            raise ValueError(
-                f"initial_accumulator_value is {self._start}, which {param.dtype} cannot hold"
-            )
-        state = super()._initial_state(name, param)
-        state.fill(start)
-        return state
+        for s in self._states["s"]:
+            if start > float(np.finfo(s.dtype).max):
+                raise ValueError(
+                    f"initial_accumulator_value is {start}, which {s.dtype} cannot hold"
+                )
+            if start > 0:  # zeros are not touched before the first step
+                s.fill(start)
 
 
 class RMSprop(Optimizer):
@@ -971,9 +962,8 @@ class WindowSAG(Optimizer):
         late = {"seen": min(self.t + 1, self._window)}
         return self._advance(grads, self.t % self._window, late, **options)
 
-    def _initial_state(self, name: str, param: Array) -> Array:
-        shape = (self._window, *param.shape) if name == "y" else param.shape
-        return self._zeros(name, param, shape)
+    def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
+        return (self._window, *param.shape) if name == "y" else param.shape
 
     def _sizes(self) -> dict[str, int]:
         return {"window": self._window}
@@ -1056,9 +1046,8 @@ class SAG(Optimizer):
             if self.t == before:
                 self._seen[row] = was_seen
 
-    def _initial_state(self, name: str, param: Array) -> Array:
-        shape = (self._seen.size, *param.shape) if name == "y" else param.shape
-        return self._zeros(name, param, shape)
+    def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
+        return (self._seen.size, *param.shape) if name == "y" else param.shape
 
     def _counters(self) -> dict[str, Array]:
         return {"seen": self._seen}
