@@ -1,4 +1,4 @@
-"""The command `gradstep`: compare the rules on data, or show what runs here.
+"""The command `gradstep`: compare the rules on data, time steps, or show what runs here.
 
 Whatever goes wrong is told in one line on stderr, with the exit code 2.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import _core, compare, datasets, runtime
+from . import _bench_report, _core, bench, compare, datasets, runtime
 from .datasets import UsageError
 
 WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -44,6 +44,28 @@ examples:
   gradstep compare
   gradstep compare --data diabetes --rules sgd,adam,sag --out diabetes.png
   gradstep compare --data houses.csv --target price --epochs 50
+"""
+
+BENCH_HELP = f"""\
+Time one optimizer step here and in every other package that is installed, all in one run. Print a
+table, and draw a picture: the time by size, and how many times as long the others take.
+
+Each contestant has a process of its own and takes turns with the others. It is only timed after
+{bench.CHECKED_STEPS} steps have been compared with NumPy's.
+
+Without --rules, --sizes and --arrays it is a table of works, Adam with up to 250,000,000 elements
+among them. With one of them it is each rule at each size.
+
+rules:
+{textwrap.fill(", ".join(bench.RULES), 96, initial_indent="  ", subsequent_indent="  ")}
+
+peers ("torch" means all three):
+{textwrap.fill(", ".join(bench.PEERS), 96, initial_indent="  ", subsequent_indent="  ")}
+
+examples:
+  gradstep bench
+  gradstep bench --quick --peers numpy
+  gradstep bench --rules sgd,adam --sizes 1000,1000000 --threads 1,2 --json
 """
 
 
@@ -113,12 +135,21 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gradstep {_core.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="{compare,info}")
+    commands = parser.add_subparsers(required=True, metavar="{compare,bench,info}")
     _add_compare(
         commands.add_parser(
             "compare",
             help="train linear models with every rule and draw who wins",
             description=COMPARE_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    _add_bench(
+        commands.add_parser(
+            "bench",
+            help="time a step here and in every other package that is installed",
+            description=BENCH_HELP,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -146,6 +177,41 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     option("--threads", "the most that the kernels may use", type=_whole(1, _core.thread_limit))
     option("--out", "the picture; default compare.png", type=Path, default=Path("compare.png"))
     parser.set_defaults(command=_compare)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    def option(name: str, description: str, **settings: Any) -> None:
+        parser.add_argument(name, help=description, **settings)
+
+    threads = _list_of(_whole(1, _core.thread_limit))
+    option("--rules", "which rules, such as adam,sgd; default adam", metavar="RULE,...")
+    option(
+        "--sizes",
+        f"elements of each array; default {','.join(map(str, bench.SIZES))}",
+        metavar="N,...",
+        type=_list_of(_whole(1)),
+    )
+    option("--arrays", "how many arrays of each size; default 1", metavar="N", type=_whole(1))
+    option("--threads", "the most to use; default as gradstep", metavar="N,...", type=threads)
+    option("--peers", "which peers, such as numpy,torch; default all", metavar="PEER,...")
+    option(
+        "--python",
+        "the interpreter of a peer that has one of its own; may be repeated",
+        metavar="PEER=PATH",
+        action="append",
+        default=[],
+    )
+    option(
+        "--rounds", f"turns of each; default {bench.ROUNDS}", type=_whole(1), default=bench.ROUNDS
+    )
+    option("--quick", "of the table only works of up to 1,000,000 elements", action="store_true")
+    option("--json", "print JSON in the place of the table", action="store_true")
+    option("--out", "the picture; default bench.png, if matplotlib is installed", type=Path)
+    parser.set_defaults(command=_bench)
+
+
+def _list_of(item: Callable[[str], int]) -> Callable[[str], list[int]]:
+    return lambda text: [item(part) for part in text.split(",")]
 
 
 def _whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
@@ -182,6 +248,32 @@ def _compare(arguments: argparse.Namespace) -> int:
     wrong = [run.name for run in found.runs if not run.same_bits]
     if wrong:
         text = f"{', '.join(wrong)} ended with other bits than NumPy; please report this"
+        print(_error_line(text), file=sys.stderr)
+    return WRONG_BITS if wrong else 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    threads = arguments.threads or [_checked_info()["threads"]]
+    rules, sizes, arrays = arguments.rules, arguments.sizes, arguments.arrays
+    if rules is sizes is arrays is None:
+        works = bench.standard(threads, quick=arguments.quick)
+    else:
+        names = bench.find_rules("adam" if rules is None else rules)
+        works = bench.matrix(names, sizes or bench.SIZES, arrays or 1, threads)
+    peers = list(bench.PEERS) if arguments.peers is None else bench.find_peers(arguments.peers)
+    pythons = bench.find_pythons(arguments.python)
+    out = bench.find_picture(arguments.out)
+    found = bench.bench(works, peers, rounds=arguments.rounds, pythons=pythons)
+    print(
+        json.dumps(bench.as_json(found), indent=2) if arguments.json else _bench_report.table(found)
+    )
+    if out is not None:
+        _bench_report.save_picture(found, out)
+    if not arguments.json:
+        print(f"\npicture: {out or 'none, for matplotlib is not installed'}")
+    wrong = [f"{row.work.title}, {row.work.shape}" for row in found.wrong_bits]
+    if wrong:
+        text = f"{'; '.join(wrong)}: other bits than NumPy; please report this"
         print(_error_line(text), file=sys.stderr)
     return WRONG_BITS if wrong else 0
 

@@ -1,0 +1,676 @@
+"""`gradstep bench`: who is ranked, how it is measured, what it prints and draws, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import _bench_report, _peers, bench, cli
+from gradstep.bench import (
+    CONTESTANTS,
+    NO_RULE,
+    OURS,
+    PEERS,
+    RULES,
+    Bench,
+    Check,
+    Contestant,
+    Oracle,
+    Result,
+    Row,
+    Work,
+)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+
+FAKES = """\
+import os, signal, sys, time
+import numpy as np
+from gradstep._peers import NumPy
+
+
+class Right(NumPy):
+    pass
+
+
+class Close(NumPy):
+    def param(self, i):
+        return super().param(i) * np.float32(1 + 1e-7)
+
+
+class Wrong(NumPy):
+    def __init__(self, work, params):
+        super().__init__(work, params)
+        good = self.step
+        self.step = lambda: (good(), np.multiply(self.params[-1], 1.0001, out=self.params[-1]))
+
+
+class Lazy(NumPy):  # it leaves out a few
+    def __init__(self, work, params):
+        super().__init__(work, [*params[:-1], params[-1][:-3]])
+        self.whole = params[-1]
+        self.grads[-1] = self.grads[-1][: self.whole.size - 3]
+
+    def fill(self, grads):
+        super().fill([*grads[:-1], grads[-1][:-3]])
+
+    def param(self, i):
+        return self.whole if i == len(self.params) - 1 else super().param(i)
+
+
+class NotANumber(Wrong):
+    def param(self, i):
+        return np.append(super().param(i)[:-1], np.float32(np.nan))
+
+
+class Double(NumPy):
+    def param(self, i):
+        return super().param(i).astype(np.float64)
+
+
+class Raises(NumPy):
+    def __init__(self, work, params):
+        raise RuntimeError("not\\ntoday")
+
+
+class Dies(NumPy):
+    def __init__(self, work, params):
+        if work.size == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(work, params)
+
+
+class DiesLater(NumPy):
+    def param(self, i):
+        self.step = lambda: os._exit(7)
+        return super().param(i)
+
+
+class Sleeps(NumPy):
+    def __init__(self, work, params):
+        time.sleep(60)
+
+
+class Chatters(NumPy):
+    def __init__(self, work, params):
+        super().__init__(work, params)
+        print("on stdout")
+        sys.stderr.write("on stderr")
+        os.write(1, b"on descriptor 1")
+        os.write(2, b"on descriptor 2")
+        input_is_empty = sys.stdin.read() == ""
+        assert input_is_empty
+
+
+class Spoils(NumPy):
+    spoils_gradient = True
+
+    def __init__(self, work, params):
+        super().__init__(work, params)
+        good = self.step
+
+        def step():
+            assert all(grad.any() for grad in self.grads)
+            good()
+            for grad in self.grads:
+                grad.fill(0)
+
+        self.step = step
+
+
+class Cannot(NumPy):
+    @classmethod
+    def can(cls, work):
+        return False
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """Make peers of the classes above: `fakes("Right", "Wrong")` returns their names."""
+    (tmp_path / "fakes.py").write_text(FAKES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def register(*classes, packages=()):
+        for cls in classes:
+            contestant = Contestant(f"fakes:{cls}", packages, "#123456", "o")
+            monkeypatch.setitem(CONTESTANTS, cls.lower(), contestant)
+        return tuple(map(str.lower, classes))
+
+    return register
+
+
+def run(peers, *works, rounds=2, **options):
+    """Bench some small works, by default one."""
+    works = [Work(*work, peers=peers) for work in works or [("adam", 1000)]]
+    return bench.bench(works, peers, rounds=rounds, **options)
+
+
+def made_up(works, times, **problems):
+    """A finding with this many seconds in each round of each contestant."""
+    rows = []
+    for work in works:
+        results = {name: Result([s * work.elements for s in t]) for name, t in times.items()}
+        for name, result in results.items():
+            result.check = None if name == "roofline" else Check(name == "gradstep", 1e-6)
+            result.problem = problems.get(name, "")
+        rows.append(Row(work, results))
+    versions = {name: f"{name} 1.0" for name in times}
+    return Bench(bench.machine(), versions, {}, rows, len(times["gradstep"]))
+
+
+# Who is ranked
+
+
+def test_the_same_result_or_no_place_in_the_ranking(fakes):
+    good = fakes("Right", "Close", "Spoils")
+    bad = fakes("Wrong", "Lazy", "NotANumber", "Double")
+    found = run(good + bad, ("adam", 1000), ("sgd", 100, 3))
+    for row in found.rows:
+        assert row.results["gradstep"].check == Check(True, 0.0)
+        assert row.results["roofline"].check is None
+        for name in good:
+            assert row.results[name].problem == "", name
+            assert 0 <= row.results[name].check.deviation <= bench.TOLERANCE
+            assert len(row.ratios(name)) == 2
+        for name in bad:
+            assert "away from NumPy" in row.results[name].problem, name
+            assert row.results[name].seconds == row.ratios(name) == []
+            assert not row.results[name].check.same_bits
+    assert found.rows[0].results["right"].check.same_bits
+    assert not found.rows[0].results["close"].check.same_bits
+    table = _bench_report.table(found)
+    assert table.count("differs") == 2 * len(bad) + 1
+    assert "\nwrong: Adam, 1 k: ends 0." in table
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("arrays", [1, 3])
+def test_the_oracle_is_numpy_over_all_elements(monkeypatch, arrays, clip):
+    monkeypatch.setattr(bench, "PERIOD", 7)
+    work = Work("adam", 20, arrays, clip=clip)
+    contestant = _peers.NumPy(work, bench.draw(work, 0))
+    for grads in bench.gradients(work):
+        contestant.fill(grads)
+        contestant.step()
+        assert all(not grad.any() for grad in contestant.grads) == clip
+    asked = []
+
+    def param(i, begin, end):
+        asked.extend((i, at) for at in range(begin, end))
+        return contestant.param(i)[begin:end]
+
+    check = Oracle(work).check(param)
+    assert check.same_bits or (clip and check.deviation < 1e-6)
+    assert asked == [(i, at) for i in range(arrays) for at in range(20)]
+    contestant.params[-1][-1] += 1
+    assert not Oracle(work).check(param).deviation < 0.1
+
+
+def test_numbers_are_the_same_everywhere_and_repeat_late(monkeypatch):
+    work = Work("adam", 1000, 2)
+    first, second = bench.draw(work, 1)
+    expected = np.random.default_rng(1).standard_normal(2000, np.float32)
+    np.testing.assert_array_equal(np.append(first, second), expected)
+    steps = [np.concatenate(grads) for grads in bench.gradients(work)]
+    assert len(steps) == bench.CHECKED_STEPS
+    assert len(np.unique(steps)) > 2.9 * 2000
+    monkeypatch.setattr(bench, "PERIOD", 7)
+    repeated = np.concatenate(bench.draw(Work("adam", 10, 2), 1))
+    np.testing.assert_array_equal(repeated, np.resize(expected[:7], 20))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_options_of_its_own(rule):
+    """Defaults of packages differ."""
+    work = Work(rule, 4)
+    opt = work.optimizer(np.zeros(4, np.float32), **work.options)
+    told = opt.hyperparameters
+    assert told["lr"] == work.options["lr"]
+    assert work.states == len(opt.state)
+    assert work.bytes_per_element == 4 * (3 + 2 * len(opt.state))
+    assert Work(rule, 4, clip=True).bytes_per_element == work.bytes_per_element + 8
+    assert {"torch", "numba"} <= {name for name in PEERS if peer_class(name).can(work)}
+
+
+def peer_class(name):
+    return getattr(_peers, CONTESTANTS[name].cls.partition(":")[2])
+
+
+@pytest.mark.parametrize(
+    "name", ["torch", "torch-foreach", "torch-fused", "numba", "optax", "thinc"]
+)
+def test_installed_peers_do_the_same(name):
+    for package in CONTESTANTS[name].packages:
+        pytest.importorskip(package)
+    works = [Work("adam", 1000), Work("adam", 50, 3, clip=True)]
+    works += [Work(rule, 40_000, threads=1) for rule in ("momentum", "rmsprop_centered_momentum")]
+    found = bench.bench(works, [name], rounds=1)
+    assert found.unused == {}
+    for row in found.rows:
+        assert row.results[name].problem in ("", NO_RULE)
+        assert row.timed(name) == peer_class(name).can(row.work)
+    assert CONTESTANTS[name].packages[0] in found.versions[name]
+
+
+# How it is measured
+
+
+class InProcess:
+    """What `Worker` is, without a process: it writes down what is asked."""
+
+    log: list
+
+    def __init__(self, contestant, threads, python):
+        self.name = next(name for name, c in CONTESTANTS.items() if c is contestant)
+        self.python, self.session = python, _peers.Session()
+
+    def load(self):
+        self.session.load(CONTESTANTS[self.name].cls, (), ())
+        return f"{self.name} 1.0"
+
+    def ask(self, command, *arguments):
+        self.log.append((command, self.name))
+        return getattr(self.session, command)(*arguments)
+
+    def close(self):
+        self.log.append(("close", self.name))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    monkeypatch.setattr(bench, "Worker", InProcess)
+    monkeypatch.setattr(InProcess, "log", [], raising=False)
+    monkeypatch.setattr(_peers, "ROUND_NS", 1000)
+    return InProcess.log
+
+
+def test_rounds_alternate_and_begin_with_another_each_time(log):
+    works = [Work("sgd", 10), Work("sgd", 20, peers=()), Work("sgd", 10, threads=2)]
+    found = bench.bench(works, ["numpy"], rounds=4)
+    assert [row.work for row in found.rows] == works
+    asked = [name for command, name in log if command == "round"]
+    gradstep, roofline, numpy = "gradstep", "roofline", "numpy"
+    turns = [gradstep, roofline, numpy, roofline, numpy, gradstep]
+    turns += [numpy, gradstep, roofline, gradstep, roofline, numpy]
+    assert asked[:12] == asked[-12:] == turns
+    assert asked[12:-12] == [gradstep, roofline, roofline, gradstep] * 2
+    assert [command for command, _ in log].count("close") == 6
+    for row in found.rows:
+        assert {len(result.seconds) for result in row.results.values()} == {4}
+
+
+def test_a_round_is_a_median_of_calls_that_find_their_gradient(monkeypatch):
+    session = _peers.Session()
+    session.load("gradstep._peers:NumPy", ["numpy"], ())
+    assert session.start(Work("adam", 100, clip=True))
+    contestant, calls = session._now, []
+    good = contestant.step
+
+    def step():
+        calls.append(all(grad.any() for grad in contestant.grads))
+        good()
+
+    contestant.step = step
+    seconds = session.round()
+    assert 1e-6 < seconds < 0.1
+    assert all(calls)
+    assert 2 <= len(calls) <= _peers.MOST_CALLS + _peers.MOST_WARM_UPS
+    calls.clear()
+    monkeypatch.setattr(_peers, "ROUND_NS", 1)
+    monkeypatch.setattr(_peers, "WARM_UP_NS", 1)
+    session.round()
+    assert len(calls) == 2
+    session.end()
+    assert session._now is None
+
+
+def test_statistics():
+    work = Work("adam", 10)
+    times = {"gradstep": [1.0, 2.0, 4.0], "roofline": [0.5] * 3, "numpy": [3.0, 5.0, 8.0]}
+    found = made_up([work], times, torch="")
+    row = found.rows[0]
+    assert row.seconds("gradstep") == 20
+    assert row.ratios("numpy") == [3, 2.5, 2]
+    assert row.ratio("numpy") == 2.5
+    assert np.isnan(row.ratio("torch"))
+    assert np.isnan(row.seconds("torch"))
+    told = bench.as_json(found)["works"][0]["contestants"]["numpy"]
+    assert told["ratio"] == {"median": 2.5, "quartiles": [2.25, 2.75], "rounds": [3, 2.5, 2]}
+    assert told["seconds"] == {"median": 50, "quartiles": [40, 65], "rounds": [30, 50, 80]}
+    assert (told["same_bits"], told["deviation"], told["problem"]) == (False, 1e-6, "")
+
+
+def test_what_does_not_fit_in_memory_is_skipped(log, monkeypatch):
+    monkeypatch.setattr(bench, "available_bytes", lambda: 1e6)
+    found = bench.bench([Work("adam", 1000), Work("adam", 10**6)], ["numpy"], rounds=1)
+    small, large = found.rows
+    assert small.timed("numpy")
+    assert large.results == {}
+    assert large.skipped == "needs 0.1 GB of memory, 0.0 are free"
+    assert f"skipped: Adam, 1 M: {large.skipped}" in _bench_report.table(found)
+    assert bench.as_json(found)["works"][1]["skipped"] == large.skipped
+    assert [command for command, name in log if name == "numpy"].count("start") == 1
+
+
+def test_memory_is_that_of_all_contestants():
+    work = Work("adam", 10**6)
+    assert bench.available_bytes() > 1e7
+    assert bench.needed_bytes(work, 10) - bench.needed_bytes(work, 9) == 4 * 4 * 10**6
+    assert bench.needed_bytes(Work("adam", 1000, 1000), 9) == bench.needed_bytes(work, 9)
+
+
+def test_environment_of_a_worker(monkeypatch):
+    told = bench._environment(3, "/somewhere/bin/python")
+    assert {told[f"{name}_NUM_THREADS"] for name in ("OMP", "NUMBA", "GRADSTEP", "MKL")} == {"3"}
+    assert told["PATH"].startswith("/somewhere/bin" + os.pathsep)
+    assert "intra_op_parallelism_threads=1" in bench._environment(1, "python")["XLA_FLAGS"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs affinity")
+def test_a_worker_has_as_many_processors_as_threads(fakes, tmp_path):
+    (tmp_path / "fakes.py").write_text(
+        FAKES
+        + textwrap.dedent("""
+            class Counts(NumPy):
+                def param(self, i):
+                    import gradstep
+                    assert gradstep.get_num_threads() == 1
+                    raise RuntimeError(f"{len(os.sched_getaffinity(0))} processors")
+        """)
+    )
+    found = run(fakes("Counts"))
+    assert found.rows[0].results["counts"].problem == "RuntimeError: 1 processors"
+
+
+# What goes wrong with a contestant
+
+
+def test_failures_are_a_line_each_and_leave_the_others_alone(fakes, capfd):
+    peers = fakes("Dies", "DiesLater", "Raises", "Chatters", "Cannot", "Right")
+    peers += fakes("Missing", packages=("no_such_package",))
+    found = run(peers, ("adam", 10), ("sgd", 20), ("sgd", 30))
+    assert capfd.readouterr() == ("", "")
+    assert found.unused == {
+        "missing": "no_such_package is not installed",
+        "dieslater": "its process ended with code 7 at Adam, 10",
+        "dies": "its process was ended by SIGKILL at SGD, 20",
+    }
+    first, second, third = found.rows
+    for row in found.rows:
+        assert row.timed("right")
+        assert row.timed("chatters")
+        assert row.results["raises"].problem == "RuntimeError: not today"
+        assert row.results["cannot"].problem == NO_RULE
+    assert first.timed("dies")
+    assert not second.timed("dies")
+    assert "dies" not in third.results
+    lines = _bench_report.table(found).splitlines()
+    assert "dies: not used: its process was ended by SIGKILL at SGD, 20" in lines
+    assert "not installed: missing" in lines
+    assert sum(line.startswith("raises: ") for line in lines) == 3
+    assert not any("cannot" in line or "Traceback" in line for line in lines[5:])
+    json.dumps(bench.as_json(found), allow_nan=False)
+
+
+def test_a_contestant_that_does_not_answer(fakes, monkeypatch):
+    peers = fakes("Sleeps")
+    monkeypatch.setattr(bench, "PATIENCE_SECONDS", 2)
+    found = run(peers)
+    assert found.unused == {"sleeps": "did not answer for 2 seconds at Adam, 1 k"}
+    assert found.rows[0].timed("gradstep")
+
+
+@posix
+def test_other_interpreters(tmp_path):
+    commands = {"numpy": f"exec {sys.executable} -S -c 'import not_here'", "torch": "exec yes"}
+    pythons = {"numba": str(tmp_path / "nothing")}
+    for peer, line in commands.items():
+        pythons[peer] = str(tmp_path / peer)
+        (tmp_path / peer).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / peer).chmod(0o755)
+    found = bench.bench([Work("sgd", 10)], list(pythons), rounds=1, pythons=pythons)
+    assert "No module named 'not_here'" in found.unused["numpy"]
+    assert found.unused["torch"] == "its answer cannot be read"
+    assert "nothing" in found.unused["numba"]
+    assert "not used: ModuleNotFoundError" in _bench_report.table(found)
+
+
+@posix
+def test_no_worker_outlives_an_interrupt(fakes, monkeypatch):
+    processes = []
+
+    class Watched(bench.Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            processes.append(self._process)
+
+    monkeypatch.setattr(bench, "Worker", Watched)
+    peers = fakes("Sleeps")
+    ctrl_c = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(peers)
+    assert len(processes) == 3
+    assert {process.poll() for process in processes} == {-signal.SIGKILL}
+    ctrl_c.join()
+
+
+# What is printed and drawn
+
+
+FASTER = {name: [1e-9 * (5 + i)] * 3 for i, name in enumerate(CONTESTANTS)}
+
+
+def test_table():
+    times = {**FASTER, "torch": [4e-9] * 3}
+    works = bench.standard([2])
+    lines = _bench_report.table(made_up(works, times, optax="ends far away")).splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("step "))
+    rows = lines[header + 1 : header + 1 + len(works)]
+    assert [row.startswith(work.title) for row, work in zip(rows, works, strict=True)] == [
+        True
+    ] * 13
+    cells = "Adam 10 M 50.0 ms 6 120 % 1.40x 1.60x 0.80! 2.00x 2.20x 2.40x differs 2.80x"
+    assert rows[3].split() == cells.split()
+    text = "\n".join(lines)
+    assert "growth: Adam takes 5.000 ns per element at 10 M and 5.000 ns at 250 M." in text
+    assert gs.info()["compiler"] in text
+    assert "torch-fused 1.0" in text
+
+
+@pytest.mark.parametrize("threads", [[2], [1, 2]])
+def test_the_widest_table_fits(threads):
+    times = {name: [t[0] * (1 if name in OURS else 90.04)] for name, t in FASTER.items()}
+    found = made_up([*bench.standard(threads), *bench.matrix(RULES, [999_999], 1, threads)], times)
+    assert max(map(len, _bench_report.table(found).splitlines())) <= _bench_report.WIDTH
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2.156e-6, "2.16 us"),
+        (99.96e-6, "100 us"),
+        (9.9996e-4, "1.00 ms"),
+        (0.5, "500 ms"),
+        (2, "2.00 s"),
+    ],
+)
+def test_times_have_three_digits(seconds, text):
+    assert _bench_report._time(seconds) == text
+    assert _bench_report._time(float("nan")) == "-"
+
+
+@pytest.mark.parametrize(
+    ("works", "times", "panels"),
+    [
+        (bench.standard([2]), FASTER, 2),
+        (bench.standard([1, 2]), FASTER, 2),
+        (bench.matrix(["sgd", "adam"], [1000], 1, [1]), FASTER, 1),
+        (bench.matrix(["adam"], [1000, 2000], 1, [1]), {n: FASTER[n] for n in OURS}, 1),
+        (bench.matrix(["sgd"], [1000], 1, [1]), {n: FASTER[n] for n in OURS}, 1),
+    ],
+    ids=["table", "threads", "ratios", "sizes", "nothing"],
+)
+def test_picture_has_no_text_over_text(tmp_path, works, times, panels):
+    found = made_up(works, times)
+    _bench_report.save_picture(found, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    figure = _bench_report.draw_picture(found)
+    assert len(figure.axes) == panels
+    figure.draw_without_rendering()
+    texts = [figure._suptitle]
+    for axes in figure.axes:
+        texts += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            shown = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+            texts += [label for at, label in shown if min(limits) <= at <= max(limits)]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) > 5
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_labels_are_spread_within_limits():
+    values = [0.0, 0.1, 0.1, 5.0, 9.9, 10.0]
+    moved = _bench_report.spread(values, 0.5, 0.0, 10.0)
+    assert min(np.diff(sorted(moved))) >= 0.5 - 1e-12
+    assert (min(moved), max(moved), moved[3]) == (0.0, 10.0, 5.0)
+    assert np.argsort(moved, kind="stable").tolist() == list(range(6))
+
+
+# The command
+
+
+def command(*arguments):
+    return cli.main(["bench", *map(str, arguments)])
+
+
+def test_command(tmp_path, capfd):
+    out = tmp_path / "b.png"
+    assert command("--sizes", "1000,2000", "--peers", "numpy", "--rounds", 2, "--out", out) == 0
+    printed, err = capfd.readouterr()
+    assert err == ""
+    assert printed.endswith(f"\npicture: {out}\n")
+    cells = {tuple(line.split()[:3]) for line in printed.splitlines()}
+    assert {("Adam", "1", "k"), ("Adam", "2", "k")} <= cells
+    assert out.stat().st_size > 10_000
+
+
+def test_command_as_json(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    options = "--rules sgd,momentum --sizes 10 --arrays 3 --threads 1 --peers numpy --rounds 2"
+    assert command(*options.split(), "--json") == 0
+    printed, err = capfd.readouterr()
+    assert err == ""
+    told = json.loads(printed)
+    assert told["machine"].items() >= gs.info().items()
+    assert (told["rounds"], told["unused"]) == (2, {})
+    assert [(w["rule"], w["size"], w["arrays"], w["threads"]) for w in told["works"]] == [
+        ("sgd", 10, 3, 1),
+        ("momentum", 10, 3, 1),
+    ]
+    for work in told["works"]:
+        assert set(work["contestants"]) == {*OURS, "numpy"}
+        for name, result in work["contestants"].items():
+            assert len(result["seconds"]["rounds"]) == 2
+            assert ("same_bits" in result) == (name != "roofline")
+    assert told["works"][1]["options"] == {"lr": 1e-3, "momentum": 0.9}
+    assert (tmp_path / "bench.png").exists()
+
+
+def test_other_bits_are_an_error(fakes, monkeypatch, tmp_path, capfd):
+    fakes("Close")
+    monkeypatch.setitem(CONTESTANTS, "gradstep", CONTESTANTS["close"])
+    arguments = ["--sizes", "100", "--peers", "numpy", "--rounds", "1", "--json"]
+    assert command(*arguments, "--out", tmp_path / "a.png") == 1
+    printed, err = capfd.readouterr()
+    assert err == "gradstep: error: Adam, 100: other bits than NumPy; please report this\n"
+    told = json.loads(printed)["works"][0]["contestants"]
+    assert told["gradstep"]["problem"] == "has other bits than NumPy"
+    assert "ratio" not in told["numpy"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command would measure; it does not."""
+    seen = {}
+
+    def measure(works, peers, **options):
+        seen.update(works=works, peers=peers, **options)
+        return made_up(works[:1], FASTER)
+
+    monkeypatch.setattr(bench, "bench", measure)
+    return seen
+
+
+def test_options_of_the_table(asked, tmp_path, capsys):
+    out = ["--out", tmp_path / "a.png"]
+    assert command(*out) == 0
+    assert asked["works"] == bench.standard([gs.get_num_threads()])
+    assert (asked["peers"], asked["rounds"], asked["pythons"]) == (list(PEERS), bench.ROUNDS, {})
+    assert command(*out, "--quick", "--threads", "1,2", "--rounds", "3") == 0
+    assert asked["works"] == bench.standard([1, 2], quick=True)
+    assert max(work.elements for work in asked["works"]) == 1_000_000
+    assert asked["rounds"] == 3
+    python = f"torch={sys.executable}"
+    assert command(*out, "--peers", "torch,thinc", "--python", python) == 0
+    assert asked["peers"] == ["torch", "torch-foreach", "torch-fused", "thinc"]
+    assert asked["pythons"] == dict.fromkeys(asked["peers"][:3], sys.executable)
+    assert command(*out, "--arrays", "3") == 0
+    assert asked["works"] == [Work("adam", size, 3, gs.get_num_threads()) for size in bench.SIZES]
+
+
+def test_without_matplotlib(asked, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert command() == 0
+    assert capsys.readouterr().out.endswith("\npicture: none, for matplotlib is not installed\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+FAULTS = {
+    "rule": (["--rules", "adam,adma"], ["unknown rule 'adma'", *RULES]),
+    "no rule": (["--rules", ""], ["unknown rule ''"]),
+    "peer": (["--peers", "torch,keras"], ["unknown peer 'keras'", *PEERS]),
+    "sizes": (["--sizes", "1000,many"], ["--sizes", "whole number", "'many'"]),
+    "size 0": (["--sizes", "0"], ["--sizes", "at least 1", "'0'"]),
+    "arrays": (["--arrays", "1.5"], ["--arrays", "'1.5'"]),
+    "threads": (["--threads", "1,9999"], ["--threads", "from 1 to 1024", "'9999'"]),
+    "rounds": (["--rounds", "0"], ["--rounds", "at least 1"]),
+    "python": (["--python", "torch=/nowhere/python"], ["--python", "/nowhere/python", "PEER=PATH"]),
+    "python of whom": (["--python", f"keras={sys.executable}"], ["unknown peer 'keras'"]),
+    "out": (["--out", "no/a.png"], ["no/a.png", "no directory no"]),
+    "out suffix": (["--out", "picture"], ["picture", ".png"]),
+    "abbreviation": (["--round", "3"], ["--round"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), FAULTS.values(), ids=FAULTS)
+def test_faults(asked, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("gradstep: error: ")
+    assert [word for word in words if word not in err] == []
+    assert asked == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(capsys):
+    assert command("--help") == 0
+    out = capsys.readouterr().out
+    assert [word for word in [*RULES, *PEERS, "--json", "--quick"] if word not in out] == []
+    assert max(map(len, out.splitlines())) <= 100
