@@ -394,17 +394,22 @@ class Plan {
     claims_.check_free(check_memory(array, label), label);
   }
 
-  // The scalars of the steps to come, the hyper-parameters in the rule's order.
-  void set_hyper(const std::vector<double>& hyper, double weight_decay, bool maximize) {
+  // The scalars of the steps to come, the hyper-parameters in the rule's order; and the row, where a state has rows.
+  void set_hyper(const std::vector<double>& hyper, double weight_decay, bool maximize, std::int64_t row) {
     const Hold hold(*this);
     check_hypers(spec(), hyper, weight_decay, single_precision_);
+    for (const Slot& slot : slots_)
+      if (slot.rows > 0 && (row < 0 || row >= slot.rows))
+        throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
+                              std::to_string(row));
+    row_ = row;
     std::copy(hyper.begin(), hyper.end(), next_.hyper);
     next_.weight_decay = weight_decay;
     next_.maximize = maximize;
     ready_ = true;
   }
 
-  std::optional<Report> step(const py::object& grads, std::int64_t row, const std::optional<Treatment>& treatment) {
+  std::optional<Report> step(const py::object& grads, const std::optional<Treatment>& treatment) {
     const Hold hold(*this);
     if (!ready_) throw std::logic_error("set_hyper() comes before step()");
     const Table& table = active_level().table();
@@ -418,7 +423,7 @@ class Plan {
     check();
     // Our own references: the caller's list can change while Python runs elsewhere.
     const Arrays held = check_grads(grads, zero_grad);
-    prepare_jobs(entry, row);
+    prepare_jobs(entry);
     Step step = next_;
     step.t = t_ + 1;
     step.grad_scale = grad_scale;
@@ -497,7 +502,7 @@ class Plan {
   Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
 
   // Brings the jobs up to date. What is the same stays unwritten: other threads have it in their caches.
-  void prepare_jobs(const Entry& entry, std::int64_t row) {
+  void prepare_jobs(const Entry& entry) {
     const auto assign = [](auto& place, auto value) {
       if (place != value) place = value;
     };
@@ -507,12 +512,9 @@ class Plan {
       assign(job.kernel, slot.param.memory.single_precision ? &entry.float32 : &entry.float64);
       assign(job.buffers.grad, static_cast<void*>(slot.grad.data()));
       if (slot.rows > 0) {
-        if (row < 0 || row >= slot.rows)
-          throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
-                                std::to_string(row));
         const auto kind = static_cast<std::size_t>(entry.spec.row_state);
         char* const table = states_[i * kinds() + kind].memory.data();
-        job.buffers.states[kind] = table + row * job.size * job.item_size;
+        job.buffers.states[kind] = table + row_ * job.size * job.item_size;
       }
     }
   }
@@ -589,6 +591,7 @@ class Plan {
   bool busy_ = false;                                         // guarded by the GIL
   bool ready_ = false;                                        // whether set_hyper() was called
   Step next_{};
+  std::int64_t row_ = 0;
   int forks_at_hold_ = 0;
   std::int64_t t_ = 0;
 };
@@ -711,8 +714,8 @@ PYBIND11_MODULE(_core, m) {
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
       .def("set_hyper", &Plan::set_hyper, py::arg("hyper"), py::arg("weight_decay"), py::arg("maximize"),
-           "Set the scalars of the steps to come, or raise.")
-      .def("step", &Plan::step, py::arg("grads"), py::arg("row") = 0, py::arg("treatment") = py::none(),
+           py::arg("row") = 0, "Set the scalars of the steps to come, or raise.")
+      .def("step", &Plan::step, py::arg("grads"), py::arg("treatment") = py::none(),
            "Update everything once, or raise and change nothing. The treatment of the gradients is\n"
            "(grad_scale, clip_norm or None, clip_value or None, zero_grad). Where they were measured,\n"
            "return their norm, whether it was clipped, and whether they were not finite.")

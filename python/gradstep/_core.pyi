@@ -94,6 +94,7 @@ class Plan:
         hyper: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         weight_decay: typing.SupportsFloat | typing.SupportsIndex,
         maximize: bool,
+        row: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
         Set the scalars of the steps to come, or raise.
@@ -101,7 +102,6 @@ class Plan:
     def step(
         self,
         grads: typing.Any,
-        row: typing.SupportsInt | typing.SupportsIndex = 0,
         treatment: tuple[
             typing.SupportsFloat | typing.SupportsIndex,
             typing.SupportsFloat | typing.SupportsIndex | None,

@@ -143,6 +143,7 @@ class Optimizer:
                 raise TypeError(f"{type(self).__name__}() has no argument {name!r}")
         self._structure = Structure(params, "params")
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
+        self._is_single = params is self._params[0]
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
@@ -220,25 +221,12 @@ class Optimizer:
             Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural networks,
             2013, algorithm 1 (clipping by the norm).
         """
-        return self._advance(grads, 0, None, grad_scale, clip_norm, clip_value, zero_grad)
-
-    def _advance(
-        self,
-        grads: Arrays,
-        row: int = 0,
-        late: Mapping[str, float] | None = None,
-        grad_scale: float = 1.0,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        zero_grad: bool = False,
-    ) -> StepResult | None:
-        """One step. `late` holds the hyper-parameters that are known only now."""
-        if late is not None or not self._hyper_planned:
-            self._plan_hyper(late or {})
-        arrays = self._structure.arrays(grads, "grads")
+        if not self._hyper_planned:
+            self._plan_hyper()
+        arrays = (grads,) if self._is_single else self._structure.arrays(grads, "grads")
         plain = clip_norm is None and clip_value is None and zero_grad is False
         if plain and type(grad_scale) is float and grad_scale == 1.0:
-            report = self._plan.step(arrays, row)
+            report = self._plan.step(arrays)
         else:
             treatment = (
                 check.number("grad_scale", grad_scale),
@@ -246,15 +234,20 @@ class Optimizer:
                 None if clip_value is None else check.number("clip_value", clip_value),
                 check.flag("zero_grad", zero_grad),
             )
-            report = self._plan.step(arrays, row, treatment)
+            report = self._plan.step(arrays, treatment)
         return None if report is None else StepResult(*report)
 
-    def _plan_hyper(self, late: Mapping[str, float]) -> None:
-        """Hand the hyper-parameters over, at once for all steps if they are the same for all."""
+    def _plan_hyper(self, row: int = 0, **late: float) -> None:
+        """Hand the scalars of the next step over, which are usually those of all steps to come.
+
+        Args:
+            row: the row to update, where a state has rows.
+            late: hyper-parameters that are known only now.
+        """
         hyper = {**self._hyper, **late, "lr": self.current_lr}
         values = [hyper[name] for name in self._hyper_names]
-        self._plan.set_hyper(values, hyper["weight_decay"], self._maximize)
-        self._hyper_planned = not late and not callable(self.lr)
+        self._plan.set_hyper(values, hyper["weight_decay"], self._maximize, row)
+        self._hyper_planned = bool(late) or not callable(self.lr)
 
     @property
     def params(self) -> Arrays:
@@ -959,8 +952,8 @@ class WindowSAG(Optimizer):
         )
 
     def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
-        late = {"seen": min(self.t + 1, self._window)}
-        return self._advance(grads, self.t % self._window, late, **options)
+        self._plan_hyper(row=self.t % self._window, seen=min(self.t + 1, self._window))
+        return super().step(grads, **options)
 
     def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
         return (self._window, *param.shape) if name == "y" else param.shape
@@ -1041,7 +1034,8 @@ class SAG(Optimizer):
         # Marked first and unmarked if no step was taken: Ctrl-C may arrive right after the step.
         self._seen[row] = True
         try:
-            return self._advance(grads, row, {"seen": seen}, **options)
+            self._plan_hyper(row=row, seen=seen)
+            return super().step(grads, **options)
         finally:
             if self.t == before:
                 self._seen[row] = was_seen

@@ -291,14 +291,16 @@ class Plan:
     def check_grads(self, grads: Sequence[Array]) -> Sequence[Array]:
         return grads
 
-    def set_hyper(self, hyper: Sequence[float], weight_decay: float, maximize: bool) -> None:
+    def set_hyper(
+        self, hyper: Sequence[float], weight_decay: float, maximize: bool, row: int = 0
+    ) -> None:
+        self.row = row
         self.options: dict[str, Any] = dict(zip(self.hyper_names, hyper, strict=True))
         self.options.update(weight_decay=weight_decay, maximize=maximize)
 
     def step(
         self,
         grads: Sequence[Array],
-        row: int = 0,
         treatment: tuple[float, float | None, float | None, bool] | None = None,
     ) -> tuple[float, bool, bool] | None:
         grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
@@ -316,7 +318,7 @@ class Plan:
         self.t += 1
         for i, (w, g) in enumerate(zip(self.params, grads, strict=True)):
             # A state with an axis more than its parameter has rows; this step's is a view.
-            states = [s[i] if s[i].ndim == w.ndim else s[i][row, ...] for s in self.states]
+            states = [s[i] if s[i].ndim == w.ndim else s[i][self.row, ...] for s in self.states]
             step(
                 self.rule,
                 w,
