@@ -192,6 +192,20 @@ def test_the_gradient_norm_is_over_all_arrays():
     assert train(opt, f, (X,), epochs=2)["grad_norm"] == [13.0, 13.0]
 
 
+def test_clipping():
+    """Each step's gradient is clipped, the history has its norm before that."""
+    x, y = np.ones((1, 1)), np.full(1, 100.0)
+    f = losses.linear(losses.least_squares)
+    w = np.zeros(1)
+    history = train(gs.SGD(w, lr=1.0), f, (x, y), epochs=3, clip_norm=2.0, clip_value=1.5)
+    assert w == 4.5
+    assert history["grad_norm"] == [100.0, 98.5, 97.0]
+    for options, error in (({"clip_norm": -1.0}, ValueError), ({"clip_value": "x"}, TypeError)):
+        with pytest.raises(error, match=f"{next(iter(options))} must be"):
+            train(gs.SGD(w, lr=1.0), f, (x, y), epochs=3, **options)
+    assert w == 4.5
+
+
 def test_resumed_equals_unbroken(tmp_path):
     unbroken = adam()
     train(unbroken, linear_regression, DATA, batch_size=5, epochs=6, seed=2)

@@ -18,6 +18,7 @@ from .bench import (
     NO_RULE,
     OURS,
     PEERS,
+    SMALLER,
     TOLERANCE,
     Bench,
     Result,
@@ -159,19 +160,17 @@ def _problems(found: Bench) -> Iterator[str]:
 
 
 def _growth(found: Bench) -> list[str]:
-    """How the time per element grows beyond what the table's peers are shown at."""
+    """How the time per element grows, from rounds that a smaller work had part in."""
     notes = []
-    per_element = {
-        row.work: 1e9 * row.seconds("gradstep") / row.work.elements for row in found.rows
-    }
-    for work, large in per_element.items():
-        for other, small in per_element.items():
-            same = (work.rule, work.threads, work.clip) == (other.rule, other.threads, other.clip)
-            if same and not work.peers and other.size == 10**7 and not math.isnan(large / small):
-                notes.append(
-                    f"growth: {work.title} takes {small:.3f} ns per element at {other.shape} and "
-                    f"{large:.3f} ns at {work.shape}."
-                )
+    for row in found.rows:
+        if ratios := row.ratios("smaller"):
+            work, times = row.work, row.work.elements / SMALLER
+            growth = 1 / (float(np.median(ratios)) * times)
+            notes.append(
+                f"growth: {work.title} takes {1e9 * row.seconds('gradstep') / work.elements:.3f} "
+                f"ns per element at {work.shape}, {growth:.2f} times as long as at "
+                f"{short(SMALLER)} in the same rounds."
+            )
     return notes
 
 
@@ -242,7 +241,8 @@ def _curves(found: Bench) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in sorted(found.rows, key=lambda row: row.work.size):
         work = row.work
-        if (work.rule, work.arrays, work.threads, work.clip) == ("adam", 1, most, False):
+        shown = (work.rule, work.arrays, work.threads, work.clip) == ("adam", 1, most, False)
+        if shown and not row.timed("smaller"):  # that one has its own rounds
             for name in filter(row.timed, CONTESTANTS):
                 point = work.size, 1e9 * row.seconds(name) / work.size
                 curves.setdefault(name, []).append(point)

@@ -14,6 +14,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module, metadata
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, reference
-from .bench import CLIP_NORM, Work, draw, gradients
+from .bench import CLIP_NORM, SMALLER, Work, draw, gradients
 
 Array = NDArray[Any]
 
@@ -74,6 +75,20 @@ class Gradstep(Contestant):
         opt: Any = work.optimizer(self.params[0] if one else self.params, **work.options)
         clip = {"clip_norm": CLIP_NORM, "zero_grad": True} if work.clip else {}
         self.step = functools.partial(opt.step, self.grads[0] if one else self.grads, **clip)
+
+
+class Smaller(Gradstep):
+    """The same on `bench.SMALLER` elements."""
+
+    def __init__(self, work: Work, params: Sequence[Array]) -> None:
+        super().__init__(replace(work, size=SMALLER), [params[0][:SMALLER].copy()])
+
+    def fill(self, grads: Sequence[Array]) -> None:
+        super().fill([grads[0][:SMALLER]])
+
+    @classmethod
+    def can(cls, work: Work) -> bool:
+        return work.arrays == 1 and work.size >= SMALLER
 
 
 class NumPy(Contestant):

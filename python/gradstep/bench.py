@@ -100,6 +100,7 @@ class Contestant:
 CONTESTANTS: Mapping[str, Contestant] = {
     "gradstep": Contestant("gradstep._peers:Gradstep", ("gradstep",), "#000000", "o"),
     "roofline": Contestant("gradstep._peers:Roofline", ("gradstep",), "#909090", "", ranked=False),
+    "smaller": Contestant("gradstep._peers:Smaller", ("gradstep",), "#000000", "", ranked=False),
     "numpy": Contestant("gradstep._peers:NumPy", ("numpy",), "#CC79A7", "s"),
     "numba": Contestant("gradstep._peers:Numba", ("numba",), "#E69F00", "D"),
     "torch": Contestant("gradstep._peers:Torch", ("torch",), "#56B4E9", "v"),
@@ -109,8 +110,11 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "optax": Contestant("gradstep._peers:Optax", ("optax", "jax"), "#D55E00", "X"),
     "thinc": Contestant("gradstep._peers:Thinc", ("thinc",), "#8C6D31", "p"),
 }
-OURS = ("gradstep", "roofline")
+ALWAYS = ("gradstep", "roofline")
+OURS = (*ALWAYS, "smaller")
 PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in OURS)
+#: To see how the time grows with the elements, gradstep itself takes part with so many.
+SMALLER = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def standard(threads: Sequence[int], quick: bool = False) -> list[Work]:
     rest = [
         Work("adam", 64_000_000, clip=True),
         *(Work(rule, 10_000_000) for rule in others),
-        Work("adam", 250_000_000, peers=()),
+        Work("adam", 250_000_000, peers=("smaller",)),
     ]
     works = [*small, *lists] if quick else [*small, *large, *lists, *rest]
     return [replace(work, threads=n) for n in threads for work in works]
@@ -596,8 +600,11 @@ def bench(
     found = Bench(machine(), {}, {}, [], rounds)
     with _progress(rounds * len(works)) as advance:
         for threads, group in groupby(works, lambda work: work.threads):
-            with _team([*OURS, *peers], threads, pythons, found) as team:
-                found.rows += [_measure(work, team, found, advance) for work in group]
+            own = list(group)
+            wanted = {*ALWAYS, *(name for work in own for name in work.peers)}
+            names = [name for name in (*OURS, *peers) if name in wanted]
+            with _team(names, threads, pythons, found) as team:
+                found.rows += [_measure(work, team, found, advance) for work in own]
     return found
 
 
@@ -630,7 +637,7 @@ def _measure(
 ) -> Row:
     """Check and time whoever is in the team."""
     row = Row(work)
-    present = [name for name in team if name in OURS or name in work.peers]
+    present = [name for name in team if name in ALWAYS or name in work.peers]
     needed, available = needed_bytes(work, len(present)), available_bytes()
     if needed > 0.9 * available:
         row.skipped = f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
-from .optimizers import SAG, Arrays, Optimizer
+from .optimizers import SAG, Arrays, Optimizer, StepOptions
 
 Array = NDArray[Any]
 #: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
@@ -193,6 +193,8 @@ def train(
     max_steps: int | None = None,
     tol: float | None = None,
     patience: int | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
     validation: Sequence[Array] | None = None,
     callbacks: Iterable[Callable[[Epoch], object]] = (),
     progress: bool = True,
@@ -221,6 +223,8 @@ def train(
         patience: stop after so many epochs without a new best `val_loss` (`loss` without
             validation): the lowest, or the highest where the optimizer climbs. The parameters stay
             as they are.
+        clip_norm, clip_value: limits for the gradient of each step, see `Optimizer.step`. The
+            `grad_norm` of the history is that before clipping.
         validation: arrays for `loss_and_grad`, all at once, after each epoch.
         callbacks: functions that are given an `Epoch` after each one. A true result stops the run.
         progress: show a bar on a terminal, if tqdm is installed. Default True.
@@ -263,7 +267,11 @@ def train(
     callbacks = list(callbacks)
     for i, callback in enumerate(callbacks):
         _check_callable(f"callbacks[{i}]", callback)
-    run = _Run(opt, loss_and_grad, validation)
+    clip: StepOptions = {
+        "clip_norm": None if clip_norm is None else check.number("clip_norm", clip_norm),
+        "clip_value": None if clip_value is None else check.number("clip_value", clip_value),
+    }
+    run = _Run(opt, loss_and_grad, validation, clip)
     history = History(validated=validation is not None)
 
     verdict: Verdict | None = None
@@ -292,7 +300,11 @@ class _Run:
     """The steps of a run, and the last good point to go back to."""
 
     def __init__(
-        self, opt: Optimizer, loss_and_grad: LossAndGrad, validation: Sequence[Array] | None
+        self,
+        opt: Optimizer,
+        loss_and_grad: LossAndGrad,
+        validation: Sequence[Array] | None,
+        clip: StepOptions,
     ) -> None:
         _check_callable("loss_and_grad", loss_and_grad)
         if validation is not None:
@@ -301,6 +313,7 @@ class _Run:
         self._opt = opt
         self._loss_and_grad = loss_and_grad
         self._validation = validation
+        self._clip = clip
         self._start = time.perf_counter()
         self._epochs = 0
         self.steps = 0
@@ -321,7 +334,7 @@ class _Run:
             batch_norm = _norm(opt._plan.check_grads(arrays))
             self._check_finite("gradient norm", batch_norm)
             lr = opt.current_lr
-            opt.step(grads)
+            opt.step(grads, **self._clip)
             self.steps += 1
             rows += len(batch[0])
             # Running means: huge losses cannot overflow a sum, and one batch gives its very loss.

@@ -1,0 +1,90 @@
+"""Instructions per element, counted by Valgrind: seconds drift on a shared machine, these do not.
+
+Valgrind knows no AVX-512, so the level that counts is x86-64-v3, eight float32 at a time. A kernel
+that is no longer vectorised needs about eight times as many instructions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+import gradstep as gs
+from oracle import RULES
+
+SIZE = 8192
+#: Of GCC 12, and a little room. What is not named here has the last.
+BUDGETS = {"SGD": 1.5, "Momentum": 1.9, "RMSprop": 2.6, "Adam": 3.4, "sum_of_squares": 1.2}
+BUDGET_OF_ALL = 4.3
+
+STEPS = f"""
+import numpy as np
+from gradstep import _core
+assert _core.get_isa() == "x86-64-v3", _core.get_isa()
+for rule in _core.rules():
+    w, g, *states = (np.zeros({SIZE}, np.float32) for _ in range(2 + len(rule.states)))
+    nouns = ["params", "grads", *rule.states]
+    plan = _core.Plan(rule.name, [w], [[state] for state in states], nouns, [""])
+    flags = "bias_correction", "seen"
+    plan.set_hyper([1.0 if name in flags else 0.5 for name in rule.hyperparameters], 0.0, False)
+    plan.step([g])
+plan.step([g], (1.0, 1.0, None, False))
+"""
+
+
+def executed(path) -> Counter[str]:
+    """Instructions by function, its callees apart, from a file of callgrind's."""
+    counts, function, inclusive = Counter(), "", False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("fn="):
+            function = line[3:]
+        elif line.startswith("calls="):
+            inclusive = True  # the next line has what the called function executed
+        elif line[:1].isdigit():
+            counts[function] += 0 if inclusive else int(line.split()[1])
+            inclusive = False
+    return counts
+
+
+@pytest.fixture(scope="module")
+def per_element(tmp_path_factory):
+    """By rule, as its struct is called: instructions per element of one step."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("Valgrind is not installed")
+    if "x86-64-v3" not in gs.info()["isa_available"]:
+        pytest.skip("this processor does not run x86-64-v3")
+    out = tmp_path_factory.mktemp("callgrind") / "out"
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+    command += ["--compress-strings=no", "--compress-pos=no", sys.executable, "-c", STEPS]
+    settings = {"GRADSTEP_ISA": "x86-64-v3", "GRADSTEP_NUM_THREADS": "1"}
+    settings |= {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = {}
+    for function, count in executed(out).items():
+        if found := re.search(
+            r"::sweep<.*?::(\w+)<float>, float>|::(sum_of_squares)<float>", function
+        ):
+            kernels[found[1] or found[2]] = count / SIZE
+    return kernels
+
+
+@pytest.mark.timeout(600)
+def test_instructions_per_element(per_element):
+    assert len(per_element) == len(RULES) + 1, "every rule, and the sum of squares"
+    slack = 1.0 if gs.info()["compiler"].startswith("GCC") else 1.5
+    over = {
+        kernel: count
+        for kernel, count in per_element.items()
+        if not 1.0 <= count <= slack * BUDGETS.get(kernel, BUDGET_OF_ALL)
+    }
+    assert not over
+    assert per_element.keys() >= BUDGETS.keys()
