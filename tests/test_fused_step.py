@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import pickle
 import re
+import threading
 
 import hypothesis
 import hypothesis.extra.numpy as nps
@@ -159,8 +162,11 @@ def test_every_rule_in_a_fused_step(rule, dtype, level):
                 plan = make(rule, [param], [[state] for state in states], nouns, [""])
                 used = [g.copy() for g in grads]
                 options = {**UNTREATED, **treatment}
-                plan.set_hyper(list(hyper_of(rule).values()), 0.1, True)
-                reports = [plan.step([g], treatment=tuple(options.values())) for g in used]
+                scalars = list(hyper_of(rule).values()), 0.1, True, 0
+                reports = [
+                    plan.step([g], tuple(options.values()), (t, *scalars))
+                    for t, g in enumerate(used)
+                ]
                 results.append(([param, *states, *used], reports))
             (native, reports), (expected, expected_reports) = results
             assert reports == expected_reports
@@ -224,6 +230,22 @@ def test_nan_stays_nan_where_nobody_looks(dtype):
     assert np.isnan(w).all()
 
 
+@every_dtype
+@pytest.mark.parametrize("flush", [False, True])
+def test_clipping_an_exploded_gradient(dtype, flush, level):
+    """The factor alone would be denormal, or nothing."""
+    big = {np.float32: 1e38, np.float64: 1e300}[dtype]
+    for limit in (1.0, 1e-6, 1e-20):
+        w = np.zeros(2, dtype)
+        gs.SGD(w, lr=1.0, flush_denormals=flush).step(np.array([big, 0], dtype), clip_norm=limit)
+        np.testing.assert_allclose(w, [-limit, 0], rtol=1e-6)
+        if not flush:
+            expected = np.zeros(2, dtype)
+            oracle = reference.in_numpy(gs.SGD)(expected, lr=1.0)
+            oracle.step(np.array([big, 0], dtype), clip_norm=limit)
+            assert_same_bits(w, expected)
+
+
 # Skipping -------------------------------------------------------------------------------------
 
 
@@ -272,6 +294,16 @@ def test_a_scale_that_overflows_is_skipped():
     opt = gs.SGD(w, skip_nonfinite=True)
     assert opt.step(g, grad_scale=1e10) == gs.StepResult(INF, clipped=False, skipped=True)
     assert not opt.step(g, grad_scale=1e-10).skipped
+
+
+def test_a_norm_beyond_float64_is_no_reason_to_skip():
+    for cls in (gs.SGD, reference.in_numpy(gs.SGD)):
+        w, g = np.zeros(4), np.full(4, 1.7e308)
+        opt = cls(w, lr=1e-308, skip_nonfinite=True)
+        assert opt.step(g) == gs.StepResult(INF, clipped=False, skipped=False)
+        np.testing.assert_allclose(w, -1.7)
+        assert opt.step(g, clip_norm=1.0).skipped
+        assert opt.t == 1
 
 
 def test_clipping_without_a_norm_is_refused():
@@ -383,9 +415,102 @@ def test_options_of_every_class(cls):
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):
             make(cls, np.ones(3), **{name: 1})
         assert f"{name}=True" in repr(make(cls, np.ones(3), **{name: True}))
-    with pytest.raises(TypeError, match=r"\(\) has no argument 'foreach'"):
-        make(cls, np.ones(3), foreach=True)
+    for name in ("foreach", "seen", "beta1"):
+        with pytest.raises(TypeError, match=rf"\(\) has no argument '{name}', got 0.5"):
+            make(cls, np.ones(3), **{name: 0.5})
     assert "options" not in parameters
+
+
+def test_classes_of_users_keep_their_signatures():
+    class Climbing(gs.SGD):
+        def __init__(self, params, maximize=True, **others):
+            super().__init__(params, maximize=maximize, **others)
+
+    assert [*inspect.signature(Climbing).parameters] == ["params", "maximize", "others"]
+    assert Climbing(np.ones(3), lr=0.1).hyperparameters["maximize"]
+
+
+# Scalars --------------------------------------------------------------------------------------
+
+
+def test_a_schedule_that_sets_lr():
+    x = np.zeros(1)
+
+    def schedule(t):
+        opt.lr = 0.5
+        return 0.25
+
+    opt = gs.SGD(x, lr=schedule)
+    for expected in (-0.25, -0.75, -1.25):
+        opt.step(np.ones(1))
+        assert x == expected
+
+
+def test_lr_between_steps_counts_after_an_error_too():
+    x = np.zeros(1)
+    opt = gs.SGD(x, lr=1.0)
+    opt.step(np.ones(1))
+    opt.lr = 0.5
+    with pytest.raises(ValueError, match="grads must have the shape"):
+        opt.step(np.ones(2))
+    opt.step(np.ones(1))
+    assert x == -1.5
+
+
+class Key:
+    """A key of a dict that does something when it is looked for."""
+
+    hook = None
+
+    def __hash__(self):
+        return 7
+
+    def __eq__(self, other):
+        hook, Key.hook = Key.hook, None
+        if hook:
+            hook()
+        return isinstance(other, Key)
+
+
+def test_scalars_of_a_step_that_another_thread_took_are_refused():
+    """SAG's row, WindowSAG's place in the ring and a schedule's rate belong to one step."""
+    for make_opt, own, other in (
+        (lambda p: gs.SAG(p, lr=0.0, rows=2), {"row": 0}, {"row": 1}),
+        (lambda p: gs.WindowSAG(p, lr=0.0, window=2), {}, {}),
+        (lambda p: gs.SGD(p, lr=lambda t: 0.0), {}, {}),
+    ):
+        key = Key()
+        opt = make_opt({key: np.zeros(1)})
+        first, second = {key: np.full(1, 11.0)}, {Key(): np.full(1, 22.0)}
+
+        def meanwhile(opt=opt, first=first, other=other):
+            thread = threading.Thread(target=opt.step, args=(first,), kwargs=other)
+            thread.start()
+            thread.join()
+
+        Key.hook = meanwhile
+        with pytest.raises(RuntimeError, match="another thread is stepping"):
+            opt.step(second, **own)
+        assert opt.t == 1
+        if "y" in opt.state:
+            assert sorted(opt.state["y"][key].ravel()) == [0.0, 11.0]
+        if isinstance(opt, gs.SAG):
+            assert opt.state_dict()["counters"]["seen"].tolist() == [False, True]
+
+
+def test_a_list_that_changes_the_parameter_when_it_is_read():
+    w = np.zeros(3_000)
+    opt = gs.SGD([w], lr=0.1)
+    g = np.ones(3_000)
+    opt.step([g])
+
+    class Shrinking(list):
+        def __iter__(self):
+            w.resize((10,), refcheck=False)
+            return super().__iter__()
+
+    with pytest.raises(ValueError, match="resized"):
+        opt.step(Shrinking([g]))
 
 
 # Denormals ------------------------------------------------------------------------------------
@@ -419,8 +544,7 @@ def natively(rule, size, dtype, flush):
     states = [[state] for state in arrays[1:]]
     plan = _core.Plan(rule, arrays[:1], states, nouns, [""], flush_denormals=flush)
     plan.t = 1
-    plan.set_hyper(list(hyper_of(rule).values()), 0.0, False)
-    plan.step([g])
+    plan.step([g], None, (1, list(hyper_of(rule).values()), 0.0, False, 0))
     return arrays
 
 size = 3 * _core.elements_per_thread + 5
@@ -493,6 +617,9 @@ def test_clipping_agrees_with_torch(dtype):
 # Memory ---------------------------------------------------------------------------------------
 
 
+w0 = np.ones(3)
+
+
 def test_flatten():
     params = {"w": np.arange(6.0).reshape(2, 3), "b": np.ones(()), "none": np.ones((0, 4))}
     arena = gs.flatten(params)
@@ -518,6 +645,14 @@ def test_flatten():
     assert grads.views["b"] == 0.0
 
 
+def test_copies_of_an_arena_are_arenas():
+    arena = gs.flatten({"a": np.arange(3.0), "b": np.ones((2, 2), np.float64)})
+    for other in (copy.copy(arena), copy.deepcopy(arena), pickle.loads(pickle.dumps(arena))):
+        other.flat[0] = 9.0
+        assert other.views["a"][0] == 9.0
+        assert arena.flat.tolist() == [0, 1, 2, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("tree", [[np.ones(3), np.ones(2)], (np.ones(2),), np.ones((2, 2))])
 def test_flatten_keeps_the_structure(tree):
     arena = gs.flatten(tree)
@@ -533,6 +668,7 @@ def test_flatten_keeps_the_structure(tree):
         (np.ones(3, int), TypeError, "arrays must have dtype float32 or float64, got int64"),
         (np.ones(3, ">f4"), TypeError, "arrays must have dtype float32 or float64, got >f4"),
         ([], ValueError, "arrays is empty"),
+        ([w0, w0], ValueError, "arrays[1] is there twice, and an arena would part the two"),
         (3, TypeError, "arrays must be a NumPy array, or a list, tuple or dict of them, got int"),
     ],
 )

@@ -32,8 +32,8 @@ for rule in _core.rules():
     nouns = ["params", "grads", *rule.states]
     plan = _core.Plan(rule.name, [w], [[state] for state in states], nouns, [""])
     flags = "bias_correction", "seen"
-    plan.set_hyper([1.0 if name in flags else 0.5 for name in rule.hyperparameters], 0.0, False)
-    plan.step([g])
+    hyper = [1.0 if name in flags else 0.5 for name in rule.hyperparameters]
+    plan.step([g], None, (0, hyper, 0.0, False, 0))
 plan.step([g], (1.0, 1.0, None, False))
 """
 

@@ -111,11 +111,11 @@ def test_many_arrays_are_one(rule, level):
         ["params", "grads", *RULES[rule].states],
         [str(i) for i in range(len(params))],
     )
-    plan.set_hyper(list(hyper_of(rule).values()), 0.1, False)
+    scalars = list(hyper_of(rule).values()), 0.1, False, 0
     for t, threads in enumerate(THREADS, 1):
         gs.set_num_threads(threads)
         grads = draw()
-        plan.step(grads)
+        plan.step(grads, None, (t - 1, *scalars))
         for i, (w, g) in enumerate(zip(expected, grads, strict=True)):
             own = [state[i] for state in expected_states]
             reference.step(rule, w, g, own, t=t, weight_decay=0.1, **hyper_of(rule))

@@ -110,6 +110,7 @@ void check_clip_norm(double x) {
 }
 
 void check_hyper_by_name(const Spec& spec, const std::string& name, double x, bool single_precision) {
+  const FloatMode mode(Denormals::keep);
   if (name == weight_decay_hyper.name) return check_hyper(weight_decay_hyper, x, single_precision);
   for (const Hyper* hyper = spec.hyper; hyper != spec.hyper + hyper_count(spec); ++hyper)
     if (name == hyper->name) return check_hyper(*hyper, x, single_precision);
@@ -312,6 +313,12 @@ class Target {
 // What a step does to the gradients: grad_scale, clip_norm, clip_value, zero_grad.
 using Treatment = std::tuple<double, std::optional<double>, std::optional<double>, bool>;
 
+// What a step takes from Python beside the gradients: t before the step, hyper-parameters in the rule's order, weight
+// decay, maximize, and the row where a state has rows.
+using Scalars = std::tuple<std::int64_t, std::vector<double>, double, bool, std::int64_t>;
+
+constexpr const char* in_use = "another thread is stepping, saving or loading this optimizer";
+
 // What a step that measured the gradients tells: their norm, whether it was clipped, whether the step was skipped.
 using Report = std::tuple<double, bool, bool>;
 
@@ -381,7 +388,11 @@ class Plan {
     if (zero_grad && !grads_apart_) {
       Claims written;
       for (std::size_t i = 0; i < grads.size(); ++i) written.add(slots_[i].grad, label(1, i));
-      written.sort_and_check();
+      try {
+        written.sort_and_check();
+      } catch (const py::value_error& error) {
+        throw py::value_error(error.what() + std::string(", so zero_grad would clear one before it is read"));
+      }
       grads_apart_ = true;
     }
     return grads;
@@ -394,24 +405,13 @@ class Plan {
     claims_.check_free(check_memory(array, label), label);
   }
 
-  // The scalars of the steps to come, the hyper-parameters in the rule's order; and the row, where a state has rows.
-  void set_hyper(const std::vector<double>& hyper, double weight_decay, bool maximize, std::int64_t row) {
+  // Without scalars, those of the step before hold on. What raises keeps nothing.
+  std::optional<Report> step(const py::object& grads, const std::optional<Treatment>& treatment,
+                             const std::optional<Scalars>& scalars) {
     const Hold hold(*this);
-    check_hypers(spec(), hyper, weight_decay, single_precision_);
-    for (const Slot& slot : slots_)
-      if (slot.rows > 0 && (row < 0 || row >= slot.rows))
-        throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
-                              std::to_string(row));
-    row_ = row;
-    std::copy(hyper.begin(), hyper.end(), next_.hyper);
-    next_.weight_decay = weight_decay;
-    next_.maximize = maximize;
-    ready_ = true;
-  }
-
-  std::optional<Report> step(const py::object& grads, const std::optional<Treatment>& treatment) {
-    const Hold hold(*this);
-    if (!ready_) throw std::logic_error("set_hyper() comes before step()");
+    const FloatMode mode(Denormals::keep);
+    if (scalars) take(*scalars);
+    if (!ready_) throw std::runtime_error("the first step needs scalars");
     const Table& table = active_level().table();
     const Entry& entry = table.entries[rule_];
     const int threads = get_num_threads();
@@ -420,9 +420,10 @@ class Plan {
     if (clip_norm) check_clip_norm(*clip_norm);
     if (clip_value) check_hyper(clip_value_hyper, *clip_value, single_precision_);
     check_t(t_ + 1);
-    check();
-    // Our own references: the caller's list can change while Python runs elsewhere.
+    // Our own references: the caller's list can change while Python runs elsewhere. Then all that is written to,
+    // because the gradients can be of classes whose Python code runs when they are looked at.
     const Arrays held = check_grads(grads, zero_grad);
+    check();
     prepare_jobs(entry);
     Step step = next_;
     step.t = t_ + 1;
@@ -431,36 +432,35 @@ class Plan {
     step.clip_value = clip_value.value_or(HUGE_VAL);
     step.zero_grad = zero_grad;
     const bool measured = clip_norm || skip_nonfinite_;
-    Norm norm{};
-    bool clipped = false;
+    Norm norm{0, -1};
+    bool usable = true, clipped = false;
     {
       // The slots and `held` keep the memory alive, and nothing below touches a Python object. A small step is over
       // before another thread could have taken the lock.
       constexpr std::int64_t worth_releasing = 4096;
       std::optional<py::gil_scoped_release> release;
       if (size_ >= worth_releasing) release.emplace();
-      const FloatMode mode(Denormals::keep);
       if (measured) norm = grad_norm(threads, table, grad_scale);
-      if (std::isfinite(norm.value)) {
+      usable = clip_norm ? std::isfinite(norm.value) : norm.culprit < 0;
+      if (usable) {
         clipped = clip_norm && norm.value > *clip_norm;
-        if (clipped) step.clip = *clip_norm / norm.value;
+        if (clipped) set_clip(step, *clip_norm, norm.value);
         if (single_precision_) entry.float32.fold(step, float32_);
         if (double_precision_) entry.float64.fold(step, float64_);
         run(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, denormals_);
       }
     }
-    if (!std::isfinite(norm.value) && !skip_nonfinite_) throw py::value_error(why_no_norm(norm, grad_scale));
-    if (std::isfinite(norm.value)) ++t_;
+    if (!usable && !skip_nonfinite_) throw py::value_error(why_no_norm(norm, grad_scale));
+    if (usable) ++t_;
     if (!measured) return std::nullopt;
-    return Report{norm.value, clipped, !std::isfinite(norm.value)};
+    return Report{norm.value, clipped, !usable};
   }
 
   // A step, or whoever reads or writes all arrays from Python, has the Plan to itself; another thread is told so
   // rather than made to wait, because a lock that is held during fork() would never be free in the child. Nor does a
   // hold outlive fork(): its thread does not exist in the child.
   void acquire() {
-    if (busy_ && forks_at_hold_ == fork_count())
-      throw std::runtime_error("another thread is stepping, saving or loading this optimizer");
+    if (busy_ && forks_at_hold_ == fork_count()) throw std::runtime_error(in_use);
     busy_ = true;
     forks_at_hold_ = fork_count();
   }
@@ -490,6 +490,33 @@ class Plan {
     double value;
     std::int64_t culprit;  // the first array with NaN or infinity; -1: none
   };
+
+  // Checks scalars, and keeps them for this step and those after it.
+  void take(const Scalars& scalars) {
+    const auto& [t, hyper, weight_decay, maximize, row] = scalars;
+    if (t != t_) throw std::runtime_error(in_use);  // they were formed for a step that another thread has taken
+    check_hypers(spec(), hyper, weight_decay, single_precision_);
+    for (const Slot& slot : slots_)
+      if (slot.rows > 0 && (row < 0 || row >= slot.rows))
+        throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
+                              std::to_string(row));
+    row_ = row;
+    std::copy(hyper.begin(), hyper.end(), next_.hyper);
+    next_.weight_decay = weight_decay;
+    next_.maximize = maximize;
+    ready_ = true;
+  }
+
+  // Multiplies the gradients by clip_norm / norm. A factor that float32 or float64 could not hold, after a gradient
+  // that has exploded, is divided among both multiplications.
+  static void set_clip(Step& step, double clip_norm, double norm) {
+    int exponent, exponent_of_norm;
+    const double ratio = std::frexp(clip_norm, &exponent) / std::frexp(norm, &exponent_of_norm);
+    exponent -= exponent_of_norm;
+    const int shared = exponent < -64 ? exponent / 2 : 0;
+    step.grad_scale = std::ldexp(step.grad_scale, shared);
+    step.clip = std::ldexp(ratio, exponent - shared);
+  }
 
   // Whole numbers up to here are exact in double.
   static void check_t(std::int64_t t) {
@@ -525,7 +552,7 @@ class Plan {
     Slot& slot = slots_[i];
     // What was checked before, and lay apart, does so now.
     const int flags = readable | (zero_grad ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0);
-    if (slot.grad.size > 0 && slot.param.resembles(grad, slot.grad.begin, flags)) return;
+    if (slot.param.resembles(grad, slot.grad.begin, flags)) return;
     const Label name = label(1, i);
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
     if (!zero_grad && !py::isinstance<py::array>(grad) &&
@@ -713,12 +740,12 @@ PYBIND11_MODULE(_core, m) {
            "Raise if the array shares memory with what steps write to.")
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
-      .def("set_hyper", &Plan::set_hyper, py::arg("hyper"), py::arg("weight_decay"), py::arg("maximize"),
-           py::arg("row") = 0, "Set the scalars of the steps to come, or raise.")
-      .def("step", &Plan::step, py::arg("grads"), py::arg("treatment") = py::none(),
+      .def("step", &Plan::step, py::arg("grads"), py::arg("treatment") = py::none(), py::arg("scalars") = py::none(),
            "Update everything once, or raise and change nothing. The treatment of the gradients is\n"
-           "(grad_scale, clip_norm or None, clip_value or None, zero_grad). Where they were measured,\n"
-           "return their norm, whether it was clipped, and whether they were not finite.")
+           "(grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,\n"
+           "hyper-parameters, weight_decay, maximize, row), those of the step before by default.\n"
+           "Where the gradients were measured, return their norm, whether it was clipped, and whether\n"
+           "the step was skipped.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   m.def("streams", run_streams, py::arg("written"), py::arg("read"),

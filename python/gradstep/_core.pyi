@@ -89,16 +89,6 @@ class Plan:
         Raise unless step() would take these gradients; return them with NumPy scalars as arrays.
         """
     def release(self) -> None: ...
-    def set_hyper(
-        self,
-        hyper: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-        weight_decay: typing.SupportsFloat | typing.SupportsIndex,
-        maximize: bool,
-        row: typing.SupportsInt | typing.SupportsIndex = 0,
-    ) -> None:
-        """
-        Set the scalars of the steps to come, or raise.
-        """
     def step(
         self,
         grads: typing.Any,
@@ -109,11 +99,21 @@ class Plan:
             bool,
         ]
         | None = None,
+        scalars: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+            typing.SupportsFloat | typing.SupportsIndex,
+            bool,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+        | None = None,
     ) -> tuple[float, bool, bool] | None:
         """
         Update everything once, or raise and change nothing. The treatment of the gradients is
-        (grad_scale, clip_norm or None, clip_value or None, zero_grad). Where they were measured,
-        return their norm, whether it was clipped, and whether they were not finite.
+        (grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,
+        hyper-parameters, weight_decay, maximize, row), those of the step before by default.
+        Where the gradients were measured, return their norm, whether it was clipped, and whether
+        the step was skipped.
         """
     @property
     def t(self) -> int:

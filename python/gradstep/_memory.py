@@ -71,28 +71,39 @@ def zeros_beside(
 class Arena:
     """One vector and the arrays that it consists of; made by `flatten`.
 
-    Attributes:
-        flat: the vector, contiguous, at a multiple of 64 bytes.
-        views: the arrays, in the structure that was given to `flatten`. They are parts of `flat`.
+    A copy, or what is read from a pickle, is an arena of its own with the same numbers.
     """
 
     def __init__(
         self, structure: Structure, shapes: list[tuple[int, ...]], dtype: Any, address: int = 0
     ) -> None:
+        """Zeros. `address` is where they begin, modulo a page."""
         self._structure, self._shapes = structure, shapes
         sizes = [math.prod(shape) for shape in shapes]
-        self.flat: Array = zeros_at((sum(sizes),), dtype, address, ALIAS)
-        parts = np.split(self.flat, np.cumsum(sizes)[:-1])
+        self._flat = zeros_at((sum(sizes),), dtype, address, ALIAS)
+        parts = np.split(self._flat, np.cumsum(sizes)[:-1])
         self._arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-        self.views: Any = structure.build(self._arrays)
+
+    @property
+    def flat(self) -> Array:
+        """The vector: contiguous, and at a cache line."""
+        return self._flat
+
+    @property
+    def views(self) -> Any:
+        """The arrays, in the structure that was given to `flatten`. They are parts of `flat`."""
+        return self._structure.build(self._arrays)
 
     def zeros_like(self) -> Arena:
         """Another arena of the same layout, filled with 0: for gradients."""
-        beside = self.flat.ctypes.data + STAGGER // 2  # and beside the states
-        return Arena(self._structure, self._shapes, self.flat.dtype, beside)
+        beside = self._flat.ctypes.data + STAGGER // 2  # and beside the states
+        return Arena(self._structure, self._shapes, self._flat.dtype, beside)
 
     def __repr__(self) -> str:
-        return f"<Arena of {self.flat.size} {self.flat.dtype} in {len(self._shapes)} arrays>"
+        return f"<Arena of {self._flat.size} {self._flat.dtype} in {len(self._shapes)} arrays>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return flatten, (self.views,)
 
 
 def flatten(arrays: Any) -> Arena:
@@ -110,7 +121,7 @@ def flatten(arrays: Any) -> Arena:
 
     Raises:
         TypeError: not arrays, arrays of more than one dtype, or of one that no rule takes.
-        ValueError: no arrays.
+        ValueError: no arrays, or one array twice.
 
     Example:
         >>> import numpy as np, gradstep as gs
@@ -125,16 +136,18 @@ def flatten(arrays: Any) -> Arena:
     """
     structure = Structure(arrays, "arrays")
     leaves = list(structure.arrays(arrays, "arrays"))
-    for suffix, leaf in zip(structure.suffixes, leaves, strict=True):
+    for i, (suffix, leaf) in enumerate(zip(structure.suffixes, leaves, strict=True)):
         check.array(f"arrays{suffix}", leaf)
         if leaf.dtype not in (np.float32, np.float64):
             raise TypeError(f"arrays{suffix} must have dtype float32 or float64, got {leaf.dtype}")
+        if any(leaf is other for other in leaves[:i]):
+            raise ValueError(f"arrays{suffix} is there twice, and an arena would part the two")
         if leaf.dtype != leaves[0].dtype:
             raise TypeError(
                 f"arrays{suffix} is {leaf.dtype}, the first is {leaves[0].dtype}: "
                 "an arena has one dtype"
             )
     arena = Arena(structure, [leaf.shape for leaf in leaves], leaves[0].dtype)
-    for view, leaf in zip(structure.arrays(arena.views, "arrays"), leaves, strict=True):
+    for view, leaf in zip(arena._arrays, leaves, strict=True):
         view[...] = leaf
     return arena

@@ -82,8 +82,7 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
         plan = _core.Plan(name, [param], [[state] for state in states], nouns, [""])
         plan.t = check.integer("t", t, 1) - 1
         decay = check.number("weight_decay", weight_decay)
-        plan.set_hyper(values, decay, check.flag("maximize", maximize))
-        plan.step((grad,))
+        plan.step((grad,), None, (plan.t, values, decay, check.flag("maximize", maximize), 0))
 
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (

@@ -261,6 +261,30 @@ def grad_norm(grads: Sequence[Array], scale: float = 1.0) -> float:
         return float(np.sqrt(np.float64(norm_square if unit == 1 else total(unit))) / unit)
 
 
+def _finite(grads: Sequence[Array], scale: float) -> bool:
+    with np.errstate(all="ignore"):
+        return all(bool(np.isfinite(g.dtype.type(scale) * g).all()) for g in grads)
+
+
+def clip_factors(grad_scale: float, clip_norm: float, norm: float) -> tuple[float, float]:
+    """The two factors of a gradient that is clipped: `grad_scale` and `clip_norm / norm`.
+
+    A quotient that float32 or float64 could not hold, after a gradient that has exploded, is
+    divided among both.
+
+    Example:
+        >>> from gradstep.reference import clip_factors
+        >>> clip_factors(1.0, 0.5, 2.0)
+        (1.0, 0.25)
+        >>> clip_factors(1.0, 2.0**-60, 2.0**60) == (2.0**-60, 2.0**-60)
+        True
+    """
+    (ratio, exponent), (ratio_of_norm, exponent_of_norm) = math.frexp(clip_norm), math.frexp(norm)
+    exponent -= exponent_of_norm
+    shared = -(-exponent // 2) if exponent < -64 else 0
+    return math.ldexp(grad_scale, shared), math.ldexp(ratio / ratio_of_norm, exponent - shared)
+
+
 class Plan:
     """The oracle behind an optimizer class: what `_core.Plan` does, in NumPy."""
 
@@ -288,33 +312,32 @@ class Plan:
     def check_apart(self, array: Array, name: str) -> None:
         """Nothing, as above."""
 
-    def check_grads(self, grads: Sequence[Array]) -> Sequence[Array]:
+    def check_grads(self, grads: Sequence[Array], zero_grad: bool = False) -> Sequence[Array]:
         return grads
-
-    def set_hyper(
-        self, hyper: Sequence[float], weight_decay: float, maximize: bool, row: int = 0
-    ) -> None:
-        self.row = row
-        self.options: dict[str, Any] = dict(zip(self.hyper_names, hyper, strict=True))
-        self.options.update(weight_decay=weight_decay, maximize=maximize)
 
     def step(
         self,
         grads: Sequence[Array],
         treatment: tuple[float, float | None, float | None, bool] | None = None,
+        scalars: tuple[int, Sequence[float], float, bool, int] | None = None,
     ) -> tuple[float, bool, bool] | None:
+        if scalars is not None:
+            _, hyper, weight_decay, maximize, self.row = scalars
+            self.options: dict[str, Any] = dict(zip(self.hyper_names, hyper, strict=True))
+            self.options.update(weight_decay=weight_decay, maximize=maximize)
         grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
         report, clip = None, 1.0
         if clip_norm is not None or self.skip_nonfinite:
             norm = grad_norm(grads, grad_scale)
-            if not math.isfinite(norm):
-                if self.skip_nonfinite:
-                    return norm, False, True
-                raise ValueError("a gradient holds NaN or infinity")
-            clipped = clip_norm is not None and norm > clip_norm
+            usable = math.isfinite(norm) if clip_norm is not None else _finite(grads, grad_scale)
+            if not usable and not self.skip_nonfinite:
+                raise ValueError("the gradients have no norm to clip")
+            clipped = usable and clip_norm is not None and norm > clip_norm
+            report = norm, clipped, not usable
+            if not usable:
+                return report
             if clip_norm is not None and clipped:
-                clip = clip_norm / norm
-            report = norm, clipped, False
+                grad_scale, clip = clip_factors(grad_scale, clip_norm, norm)
         self.t += 1
         for i, (w, g) in enumerate(zip(self.params, grads, strict=True)):
             # A state with an axis more than its parameter has rows; this step's is a view.
