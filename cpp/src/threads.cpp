@@ -52,8 +52,8 @@ int threads_from_environment() {
 }
 
 // Sweeps a range of a job in two parts, such that the longer one begins at a cache line of the parameter, and so of the
-// states, which optimizers allocate beside it. NumPy's large arrays all begin 16 bytes into a line: a vector of 64 bytes
-// would then touch two lines at every access to every array.
+// states, which optimizers allocate beside it. NumPy's large arrays all begin 16 bytes into a line: a vector of 64
+// bytes would then touch two lines at every access to every array.
 void sweep_from_line(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t worthwhile = 256;
   constexpr std::uintptr_t line = 64;
