@@ -33,8 +33,7 @@ void run(const Job* jobs, std::int64_t count, int threads, Denormals denormals);
 /// The number of blocks that the gradients of all jobs have.
 std::int64_t count_blocks(const Job* jobs, std::int64_t count);
 
-/// Writes the sum of squares of each block to `sums`, those of the first job first. The two functions serve jobs of
-/// float32 and of float64.
+/// Writes the sum of squares of each block to `sums`, those of the first job first, by the functions of the table.
 void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table, double scale,
                 double range, double* sums);
 

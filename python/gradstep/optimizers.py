@@ -19,7 +19,6 @@ from typing import (
     NoReturn,
     SupportsIndex,
     TypedDict,
-    get_type_hints,
 )
 
 import numpy as np
@@ -123,8 +122,9 @@ class Optimizer:
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
     def __init_subclass__(cls) -> None:
-        if cls.__module__ == __name__ and "__init__" in vars(cls):
-            _spell_out_options(cls.__init__)
+        if cls.__module__ == __name__:  # those of users may mean something else by **options
+            for name in {"__init__", "step"} & vars(cls).keys():
+                _spell_out_options(vars(cls)[name], like=getattr(Optimizer, name))
 
     def __init__(
         self,
@@ -134,25 +134,28 @@ class Optimizer:
         lr: LearningRate,
         weight_decay: float,
         hyper: Mapping[str, float] = MappingProxyType({}),
-        **options: Unpack[Options],
+        maximize: bool = False,
+        skip_nonfinite: bool = False,
+        flush_denormals: bool = False,
+        **unknown: Any,
     ) -> None:
         if not self.rules:
             raise TypeError(
                 "Optimizer is the base class of the rules: use one of them, such as SGD"
             )
-        flags = {name: options.pop(name, False) for name in Options.__annotations__}  # type: ignore[misc]
-        for name, value in options.items():
-            raise TypeError(f"{type(self).__name__}() has no argument {name!r}, got {value!r}")
-        for name, value in flags.items():
-            check.flag(name, value)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}() has no argument {next(iter(unknown))!r}")
         self._structure = Structure(params, "params")
         self._params: list[Array] = list(self._structure.arrays(params, "params"))
         self._is_single = params is self._params[0]
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
-        self._maximize = bool(flags.pop("maximize"))
-        self._habits = flags
+        self._maximize = check.flag("maximize", maximize)
+        self._habits = {
+            "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
+            "flush_denormals": check.flag("flush_denormals", flush_denormals),
+        }
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._scalars_kept = False  # whether those of the last step are good for the next one
         names = self._rule.states
@@ -207,9 +210,8 @@ class Optimizer:
 
         Raises:
             TypeError, ValueError: an argument or array that does not fit, by name; with
-                `clip_norm` and without `skip_nonfinite`, a gradient that holds NaN or infinity or
-                whose norm is beyond float64.
-                Nothing has changed then.
+                `clip_norm` and without `skip_nonfinite`, a gradient that holds NaN or infinity, or
+                has a norm beyond float64. Nothing has changed then.
 
         Example:
             >>> import numpy as np, gradstep as gs
@@ -271,8 +273,7 @@ class Optimizer:
             row: the row to update, where a state has rows.
             late: hyper-parameters that are known only now.
         """
-        lr = self.lr
-        hyper = {**self._hyper, **late, "lr": check.number("lr", lr(t)) if callable(lr) else lr}
+        hyper = {**self._hyper, **late, "lr": self.current_lr}
         values = [hyper[name] for name in self._hyper_names]
         return t, values, hyper["weight_decay"], self._maximize, row
 
@@ -490,20 +491,16 @@ class Optimizer:
         return checked
 
 
-def _spell_out_options(init: Callable[..., None]) -> None:
-    """Show the options in the signature of a constructor that takes them as `**options`."""
-    signature = inspect.signature(init)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    if len(parameters) < len(signature.parameters):
-        parameters += [
-            inspect.Parameter(name, keyword, default=False, annotation=kind)
-            for name, kind in get_type_hints(Options).items()
-        ]
-        init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-
-
-_spell_out_options(Optimizer.__init__)
+def _spell_out_options(function: Callable[..., Any], like: Callable[..., Any]) -> None:
+    """Show in a signature what `**options` stands for, as another one has it."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(own) < len(signature.parameters):
+        named = Options.__annotations__ | StepOptions.__annotations__
+        options = [p for p in inspect.signature(like).parameters.values() if p.name in named]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*own, *options]
+        )
 
 
 def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
