@@ -20,7 +20,6 @@ from gradstep import _core, reference
 from gradstep.optimizers import CLASSES, Options
 from oracle import (
     DTYPES,
-    LEVELS,
     RULES,
     SPAN,
     THREADS,
@@ -34,21 +33,6 @@ BLOCK = reference.BLOCK
 SIZES = (0, 1, 3, 31, 32, 33, 63, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5, 5 * SPAN + 77)
 NAN, INF = math.nan, math.inf
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
-
-@pytest.fixture(params=LEVELS)
-def level(request):
-    before = _core.get_isa()
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(before)
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    before = gs.get_num_threads()
-    yield
-    gs.set_num_threads(before)
 
 
 def wild(rng, size, dtype):
@@ -562,6 +546,16 @@ for rule in RULES:
                     gs.set_num_threads(threads)
                     for a, b in zip(natively(rule, size, dtype, flush=True), expected):
                         assert_same_bits(a, b, f"{rule} {level} {threads}")
+for dtype in (np.float32, np.float64):
+    for scale in (1.0, 0.5):
+        _, g = draw("sgd", size, dtype)
+        torch.set_flush_denormal(True)
+        expected = reference.grad_norm([g], scale)
+        torch.set_flush_denormal(False)
+        assert 0 < expected < reference.grad_norm([g], scale)
+        opt = gs.SGD(np.zeros_like(g), lr=0.0, flush_denormals=True)
+        found = opt.step(g, grad_scale=scale, clip_norm=np.inf).grad_norm
+        assert found == expected, (dtype, scale)
 print("equal")
 """
 

@@ -35,21 +35,6 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-@pytest.fixture(params=LEVELS)
-def level(request):
-    before = _core.get_isa()
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(before)
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    before = gs.get_num_threads()
-    yield
-    gs.set_num_threads(before)
-
-
 @functools.cache
 def oracle_result(rule, size, dtype, numbers):
     return Run(rule, size, dtype, numbers).by_oracle()

@@ -1,0 +1,25 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+import gradstep as gs
+from gradstep import _core
+from oracle import LEVELS
+
+
+@pytest.fixture(params=LEVELS)
+def level(request):
+    """Each level that this processor runs, in use."""
+    before = _core.get_isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    before = gs.get_num_threads()
+    yield
+    gs.set_num_threads(before)
