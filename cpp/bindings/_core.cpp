@@ -17,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "finite_sum.hpp"
 #include "levels.hpp"
 #include "math.hpp"
 #include "threads.hpp"
@@ -747,6 +748,8 @@ PYBIND11_MODULE(_core, m) {
            "Where the gradients were measured, return their norm, whether it was clipped, and whether\n"
            "the step was skipped.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
+
+  define_finite_sum(m);
 
   m.def("streams", run_streams, py::arg("written"), py::arg("read"),
         "Read and write what a rule's step would, with next to no arithmetic: a limit to measure.");

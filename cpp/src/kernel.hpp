@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "linear.hpp"
+
 namespace gradstep {
 
 constexpr int max_hyper = 8;
@@ -84,6 +86,8 @@ struct Table {
   SumOfSquares float32_squares;
   SumOfSquares float64_squares;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
+  LinearKernels float32_rows[layout_count];
+  LinearKernels float64_rows[layout_count];
 };
 
 }  // namespace gradstep

@@ -1,6 +1,8 @@
 // The rules compiled for one instruction set. CMake compiles this file once per level, with GRADSTEP_LEVEL naming it
 // (baseline, x86_64_v3, x86_64_v4) and with that level's flags. It exports one name, the level's table.
 
+#include "compiler.hpp"
+#include "rows.hpp"
 #include "rules.hpp"
 
 #include <cfloat>
@@ -14,14 +16,6 @@
 // The oracle's arithmetic. An x87 that keeps more bits than a type has, or a type that is not IEEE's, has other
 // results.
 static_assert(FLT_EVAL_METHOD == 0 && std::numeric_limits<double>::is_iec559, "float and double must be IEEE's");
-
-#if defined(_MSC_VER) && !defined(__clang__)
-#define GRADSTEP_NOINLINE __declspec(noinline)
-#define GRADSTEP_INLINE __forceinline
-#else
-#define GRADSTEP_NOINLINE __attribute__((noinline))
-#define GRADSTEP_INLINE inline __attribute__((always_inline))
-#endif
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
@@ -172,11 +166,14 @@ template <template <class> class... Rules, std::size_t... N>
 const Table& table_of(List<Rules...>, std::index_sequence<N...>) {
   static constexpr Entry entries[] = {
       {Rules<float>::spec, kernel<Rules<float>, float>(), kernel<Rules<double>, double>()}...};
-  static constexpr Table table{entries,
-                               sizeof...(Rules),
-                               sum_of_squares<float>,
-                               sum_of_squares<double>,
-                               {streams_kernel<float>(std::make_index_sequence<N>())...}};
+  static constexpr Table table{
+      entries,
+      sizeof...(Rules),
+      sum_of_squares<float>,
+      sum_of_squares<double>,
+      {streams_kernel<float>(std::make_index_sequence<N>())...},
+      {dense_kernels<float>(), sparse_kernels<float, std::int32_t>(), sparse_kernels<float, std::int64_t>()},
+      {dense_kernels<double>(), sparse_kernels<double, std::int32_t>(), sparse_kernels<double, std::int64_t>()}};
   return table;
 }
 

@@ -150,6 +150,14 @@ void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals deno
   });
 }
 
+void for_each(std::int64_t count, std::int64_t size, int threads, const std::function<void(std::int64_t)>& work) {
+  share_out(count * size, threads, [&](Share share) {
+    const FloatMode mode(Denormals::keep);
+    // Each belongs to the share that it begins in.
+    for (std::int64_t i = (share.begin + size - 1) / size; i * size < share.end; ++i) work(i);
+  });
+}
+
 double sum_tree(double* sums, std::int64_t count) {
   if (count == 0) return 0;
   for (; count > 1; count = (count + 1) / 2) {

@@ -1,6 +1,8 @@
 // One step over many arrays, shared among threads.
 #pragma once
 
+#include <functional>
+
 #include "kernel.hpp"
 
 namespace gradstep {
@@ -39,6 +41,10 @@ void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals deno
 
 /// The sum of the sums, along a binary tree whose shape depends on their number alone. Overwrites them.
 double sum_tree(double* sums, std::int64_t count);
+
+/// Calls work(i) for each i below `count`, on up to `threads` threads, in the default floating-point mode. `size` is
+/// about how many elements each moves.
+void for_each(std::int64_t count, std::int64_t size, int threads, const std::function<void(std::int64_t)>& work);
 
 /// The most threads that a step may use: the last set_num_threads(), else GRADSTEP_NUM_THREADS, else what OpenMP
 /// would take (OMP_NUM_THREADS, else the cores of this process). Throws std::invalid_argument where

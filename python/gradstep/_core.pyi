@@ -11,6 +11,7 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "FiniteSum",
     "Plan",
     "Rule",
     "check_params",
@@ -122,6 +123,65 @@ class Plan:
         """
     @t.setter
     def t(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class FiniteSum:
+    """
+    The weighted mean of a linear model's losses over rows.
+    """
+    def __init__(
+        self,
+        rows: tuple[
+            numpy.ndarray, numpy.ndarray, numpy.ndarray, typing.SupportsInt | typing.SupportsIndex
+        ]
+        | numpy.ndarray,
+        targets: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None,
+        loss: str,
+        outputs: typing.SupportsInt | typing.SupportsIndex,
+        delta: typing.SupportsFloat | typing.SupportsIndex,
+        centre: bool,
+    ) -> None:
+        """
+        Rows are a table, or of CSR (values, columns, offsets, number of features). They are not copied.
+        """
+    def descend(
+        self,
+        variant: str,
+        lr: typing.SupportsFloat | typing.SupportsIndex,
+        l2: typing.SupportsFloat | typing.SupportsIndex,
+        l1: typing.SupportsFloat | typing.SupportsIndex,
+        fit_intercept: bool,
+        draws: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        first: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        Step at so many rows, the first of which is the draw `first` of the seed.
+        """
+    def snapshot(self) -> float:
+        """
+        Form all slopes at the present weights, and so the table and its sum; return the mean loss.
+        """
+    @property
+    def coef(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def coverage(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def intercept(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def intercept_sum(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def largest_norm(self) -> float: ...
+    @property
+    def means(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def squares(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def sum(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def table(self) -> numpy.typing.NDArray[numpy.float64]: ...
+    @property
+    def total_weight(self) -> float: ...
 
 def check_params(
     params: collections.abc.Sequence[typing.Any], noun: str, suffixes: collections.abc.Sequence[str]
