@@ -77,6 +77,84 @@ def test_types(loss, z, y, dtype):
     np.testing.assert_allclose(dz, dz64, rtol=1e-5, atol=1e-7)
 
 
+@cases
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_weight_of_2_is_a_row_twice(loss, z, y, dtype):
+    """And one of 0 a row left out: over all rows, the sums are the same."""
+    weights = np.array([2, 1, 0, 1, 3, 0, 1])
+    z = z.astype(dtype)
+    value, dz = loss(z, y, weights)
+    repeated = np.repeat(np.arange(M), weights)
+    expected, expected_dz = loss(z[repeated], y[repeated])
+    rtol = 1e-6 if dtype == np.float32 else 1e-14
+    assert value * M == pytest.approx(expected * len(repeated), rel=rtol)
+    sums = np.zeros_like(z)
+    np.add.at(sums, repeated, expected_dz * len(repeated))
+    np.testing.assert_allclose(dz * M, sums, rtol=rtol)
+    assert dz.dtype == dtype
+    assert dz.flags.c_contiguous
+
+
+@cases
+def test_weights_of_1_change_no_bit(loss, z, y):
+    value, dz = loss(z, y, np.ones(M))
+    expected, expected_dz = loss(z, y)
+    assert value == expected
+    np.testing.assert_array_equal(dz, expected_dz)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (np.ones(3), ValueError, r"sample_weight must have the shape \(7,\), got \(3,\)"),
+        (np.ones((M, 1)), ValueError, r"sample_weight must have the shape \(7,\), got \(7, 1\)"),
+        (-np.ones(M), ValueError, r"sample_weight must be at least 0 and finite, got -1\.0"),
+        (np.full(M, np.nan), ValueError, "sample_weight must be at least 0 and finite, got nan"),
+        (np.full(M, np.inf), ValueError, "sample_weight must be at least 0 and finite, got inf"),
+        (["1"] * M, TypeError, "sample_weight must hold real numbers, got dtype <U1"),
+    ],
+)
+@cases
+def test_bad_weights(loss, z, y, weights, error, message):
+    with pytest.raises(error, match=message):
+        loss(z, y, weights)
+
+
+def test_weights_of_a_linear_model():
+    x, y, weights = normal(M, 3), normal(M, seed=1), np.array([2.0, 1, 0, 1, 3, 0, 0])
+    w = normal(3, seed=2)
+    value, grad = losses.linear(losses.least_squares)(w, x, y, weights)
+    r = x @ w - y
+    assert value == pytest.approx(np.sum(weights * r * r) / (2 * M), rel=1e-14)
+    np.testing.assert_allclose(grad, x.T @ (weights * r) / M, rtol=1e-13)
+
+
+@pytest.mark.parametrize("loss", BINARY)
+def test_k_labels_are_k_problems(loss):
+    z, y = normal(M, K), np.where(normal(M, K, seed=1) > 0, 1, -1)
+    value, dz = loss(z, y)
+    columns = [loss(z[:, j].copy(), y[:, j]) for j in range(K)]
+    assert value == pytest.approx(sum(one for one, _ in columns), rel=1e-14)
+    np.testing.assert_array_equal(dz, np.column_stack([d for _, d in columns]))
+
+
+@pytest.mark.parametrize("name", losses.CURVATURES)
+def test_no_slope_grows_faster_than_the_curvature(name):
+    """The bound holds everywhere, and is reached somewhere."""
+    loss, h = getattr(losses, name), 1e-4
+    if name == "softmax":
+        # Along the difference of two classes of equal score, which the others do not spoil.
+        at, step, y = np.array([[0.0, 0.0, -50.0]]), np.array([[h, -h, 0.0]]) / np.sqrt(2), [0]
+    else:
+        at, step, y = np.array([0.0]), np.array([h]), [1]
+    ratios = []
+    for shift in np.linspace(-3, 3, 61):
+        z = at + shift * step / h
+        slopes = loss(z + step, y)[1] - loss(z - step, y)[1]
+        ratios.append(np.linalg.norm(slopes) / np.linalg.norm(2 * step))
+    assert max(ratios) == pytest.approx(losses.CURVATURES[name], rel=1e-6)
+
+
 def torch_losses():
     functional = pytest.importorskip("torch").nn.functional
     return {
@@ -195,7 +273,8 @@ def test_other_labels_are_refused(loss, labels, got):
         (losses.softmax, np.zeros(2), [0, 1], ValueError, r"z must .* \(m, k\), got \(2,\)"),
         (losses.softmax, np.zeros((2, 3)), [0], ValueError, r"y must .* \(2,\) .*, got \(1,\)"),
         (losses.softmax, np.zeros((2, 0)), [0, 0], ValueError, r"z must not be empty.*\(2, 0\)"),
-        (losses.logistic, np.zeros((2, 1)), [0, 1], ValueError, r"z must .* \(m,\), got \(2, 1\)"),
+        (losses.logistic, np.zeros((2, 1)), [0, 1], ValueError, r"y must .* \(2, 1\) .*\(2,\)"),
+        (losses.logistic, np.zeros((2, 1, 1)), [0, 1], ValueError, r"z must .*, got \(2, 1, 1\)"),
         (losses.hinge, np.zeros(2), [0], ValueError, r"y must .* \(2,\) .*, got \(1,\)"),
         (losses.squared_hinge, np.zeros(0), [], ValueError, r"z must not be empty.*\(0,\)"),
         (losses.hinge, np.zeros(1), ["1"], TypeError, "y must hold real numbers, got dtype <U1"),

@@ -5,6 +5,7 @@ from ._core import __version__
 from ._memory import Arena, flatten
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
+from .stability import max_stable_lr
 from .training import History, batches, train
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "losses",
+    "max_stable_lr",
     "reference",
     "schedules",
     "set_num_threads",

@@ -82,7 +82,7 @@ class Problem:
         """Of the mean over all rows, and the largest of a single row."""
         x = self.with_ones
         gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
-        factor = 0.5 if self.data.classes else 1.0
+        factor = losses.CURVATURES[self.loss.__name__]
         overall = np.linalg.eigvalsh(gram)[-1] / len(x)
         return factor * float(overall), factor * float(np.square(x).sum(axis=1).max())
 

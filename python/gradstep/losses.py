@@ -2,7 +2,8 @@
 
 One convention: every loss is called as `loss(z, y)` with the predictions `z` and the targets `y` of
 a batch of m rows. It gives the mean over the rows, and its derivative by `z` in the shape and dtype
-of `z`.
+of `z`. With a `sample_weight` it is the mean of weight times loss, still over m: weights that
+are 1 on average make a weighted mean, of which batches have unbiased shares.
 
 Weight decay belongs to the optimizer, so no loss has a penalty. The exponentials and products are
 NumPy's: unlike those of a step, their last bits may differ between processors.
@@ -10,7 +11,8 @@ NumPy's: unlike those of a step, their last bits may differ between processors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,25 +21,28 @@ from numpy.typing import ArrayLike, NDArray
 from . import _checks as check
 
 Array = NDArray[Any]
-#: `loss(z, y)` gives the mean over the rows and its derivative by z.
-Loss = Callable[[Array, ArrayLike], tuple[float, Array]]
+#: `loss(z, y)` gives the mean over the rows and its derivative by z; those here take weights too.
+Loss = Callable[..., tuple[float, Array]]
 #: An array of weights, or the pair of weight and bias as a dict, list or tuple.
 LinearParams = Any
 
 
-def least_squares(z: Array, y: ArrayLike) -> tuple[float, Array]:
+def least_squares(
+    z: Array, y: ArrayLike, sample_weight: ArrayLike | None = None
+) -> tuple[float, Array]:
     """Half the mean squared error, `1/(2m) sum (z - y)^2`.
 
     Args:
         z: predictions, float32 or float64, shape (m,), or (m, k) for k outputs, which are summed.
         y: targets, in the shape of `z`; taken in the dtype of `z`.
+        sample_weight: what each row counts, at least 0, shape (m,); None (default) for 1.
 
     Returns:
         The value, and its derivative by `z`.
 
     Raises:
         TypeError: `z` is no float32 or float64 array, `y` is not of real numbers.
-        ValueError: an empty batch, shapes that do not fit.
+        ValueError: an empty batch, shapes that do not fit, a weight below 0.
 
     Example:
         >>> import numpy as np
@@ -50,10 +55,12 @@ def least_squares(z: Array, y: ArrayLike) -> tuple[float, Array]:
     """
     z, y = _rows(z, y, (1, 2))
     r = z - y.astype(z.dtype)
-    return _mean(0.5 * r * r, r)
+    return _mean(0.5 * r * r, r, sample_weight)
 
 
-def huber(z: Array, y: ArrayLike, *, delta: float = 1.0) -> tuple[float, Array]:
+def huber(
+    z: Array, y: ArrayLike, sample_weight: ArrayLike | None = None, *, delta: float = 1.0
+) -> tuple[float, Array]:
     """Squares near the target and absolute values far from it, which forgives outliers.
 
     With `r = |z - y|` and `q = min(r, delta)`, the mean of `q (r - q/2)`: `r^2 / 2` up to `delta`,
@@ -62,6 +69,7 @@ def huber(z: Array, y: ArrayLike, *, delta: float = 1.0) -> tuple[float, Array]:
     Args:
         z: predictions, float32 or float64, shape (m,), or (m, k) for k outputs, which are summed.
         y: targets, in the shape of `z`; taken in the dtype of `z`.
+        sample_weight: what each row counts, at least 0, shape (m,); None (default) for 1.
         delta: where squares end, in units of `y`; above 0, default 1. To fix another one:
             `functools.partial(huber, delta=0.1)`.
 
@@ -70,7 +78,7 @@ def huber(z: Array, y: ArrayLike, *, delta: float = 1.0) -> tuple[float, Array]:
 
     Raises:
         TypeError: `z` is no float32 or float64 array, `y` is not of real numbers.
-        ValueError: an empty batch, shapes that do not fit, `delta` not above 0.
+        ValueError: an empty batch, shapes that do not fit, a weight below 0, `delta` not above 0.
 
     Example:
         >>> import numpy as np
@@ -88,22 +96,23 @@ def huber(z: Array, y: ArrayLike, *, delta: float = 1.0) -> tuple[float, Array]:
     r = z - y.astype(z.dtype)
     distance = np.abs(r)
     q = np.minimum(distance, delta)
-    return _mean(q * (distance - 0.5 * q), np.clip(r, -delta, delta))
+    return _mean(q * (distance - 0.5 * q), np.clip(r, -delta, delta), sample_weight)
 
 
-def hinge(z: Array, y: ArrayLike) -> tuple[float, Array]:
+def hinge(z: Array, y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
     """The loss of the support vector machine, the mean of `max(0, 1 - s z)`, s the label's sign.
 
     Args:
-        z: scores, float32 or float64, shape (m,).
-        y: labels, shape (m,): all in {-1, 1}, or all in {0, 1}.
+        z: scores, float32 or float64, shape (m,), or (m, k) for k labels, which are summed.
+        y: labels, in the shape of `z`: all in {-1, 1}, or all in {0, 1}.
+        sample_weight: what each row counts, at least 0, shape (m,); None (default) for 1.
 
     Returns:
         The value, and its derivative by `z`, which is 0 at the kink `s z = 1`.
 
     Raises:
         TypeError: `z` is no float32 or float64 array, `y` is not of real numbers.
-        ValueError: an empty batch, shapes that do not fit, any other label.
+        ValueError: an empty batch, shapes that do not fit, a weight below 0, any other label.
 
     Example:
         >>> import numpy as np
@@ -116,22 +125,25 @@ def hinge(z: Array, y: ArrayLike) -> tuple[float, Array]:
     """
     z, s = _signs(z, y)
     gap = 1 - s * z
-    return _mean(np.maximum(gap, 0), np.where(gap > 0, -s, 0))
+    return _mean(np.maximum(gap, 0), np.where(gap > 0, -s, 0), sample_weight)
 
 
-def squared_hinge(z: Array, y: ArrayLike) -> tuple[float, Array]:
+def squared_hinge(
+    z: Array, y: ArrayLike, sample_weight: ArrayLike | None = None
+) -> tuple[float, Array]:
     """The hinge without its kink, the mean of `max(0, 1 - s z)^2`, s the label's sign.
 
     Args:
-        z: scores, float32 or float64, shape (m,).
-        y: labels, shape (m,): all in {-1, 1}, or all in {0, 1}.
+        z: scores, float32 or float64, shape (m,), or (m, k) for k labels, which are summed.
+        y: labels, in the shape of `z`: all in {-1, 1}, or all in {0, 1}.
+        sample_weight: what each row counts, at least 0, shape (m,); None (default) for 1.
 
     Returns:
         The value, and its derivative by `z`.
 
     Raises:
         TypeError: `z` is no float32 or float64 array, `y` is not of real numbers.
-        ValueError: an empty batch, shapes that do not fit, any other label.
+        ValueError: an empty batch, shapes that do not fit, a weight below 0, any other label.
 
     Example:
         >>> import numpy as np
@@ -145,22 +157,24 @@ def squared_hinge(z: Array, y: ArrayLike) -> tuple[float, Array]:
     """
     z, s = _signs(z, y)
     gap = np.maximum(1 - s * z, 0)
-    return _mean(gap * gap, np.where(gap > 0, -2 * s * gap, 0))
+    return _mean(gap * gap, np.where(gap > 0, -2 * s * gap, 0), sample_weight)
 
 
-def logistic(z: Array, y: ArrayLike) -> tuple[float, Array]:
+def logistic(z: Array, y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
     """The loss of logistic regression, the mean of `log(1 + exp(-s z))`, s the label's sign.
 
     Args:
-        z: log odds of the label 1, float32 or float64, shape (m,).
-        y: labels, shape (m,): all in {-1, 1}, or all in {0, 1}.
+        z: log odds of the label 1, float32 or float64, shape (m,), or (m, k) for k labels, whose
+            losses are summed.
+        y: labels, in the shape of `z`: all in {-1, 1}, or all in {0, 1}.
+        sample_weight: what each row counts, at least 0, shape (m,); None (default) for 1.
 
     Returns:
         The value, and its derivative by `z`, `-s / (1 + exp(s z)) / m`.
 
     Raises:
         TypeError: `z` is no float32 or float64 array, `y` is not of real numbers.
-        ValueError: an empty batch, shapes that do not fit, any other label.
+        ValueError: an empty batch, shapes that do not fit, a weight below 0, any other label.
 
     Example:
         >>> import numpy as np
@@ -175,22 +189,26 @@ def logistic(z: Array, y: ArrayLike) -> tuple[float, Array]:
     u = -s * z
     # Of a negative number, exp cannot overflow.
     e = np.exp(-np.abs(u))
-    return _mean(np.maximum(u, 0) + np.log1p(e), -s * np.where(u > 0, 1, e) / (1 + e))
+    return _mean(
+        np.maximum(u, 0) + np.log1p(e), -s * np.where(u > 0, 1, e) / (1 + e), sample_weight
+    )
 
 
-def softmax(z: Array, y: ArrayLike) -> tuple[float, Array]:
+def softmax(z: Array, y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
     """Cross-entropy of the softmax with class numbers, the mean of `log(sum_j exp(z_j)) - z_y`.
 
     Args:
         z: scores, float32 or float64, shape (m, k), a column per class.
         y: classes, whole numbers from 0 to k - 1, shape (m,).
+        sample_weight: what each row counts, at least 0, shape (m,); None (default) for 1.
 
     Returns:
         The value, and its derivative by `z`: `(exp(z_j) / sum exp(z) - [j = y]) / m`.
 
     Raises:
         TypeError: `z` is no float32 or float64 array, `y` is not of whole numbers.
-        ValueError: an empty batch, shapes that do not fit, a class that does not exist.
+        ValueError: an empty batch, shapes that do not fit, a weight below 0, a class that does not
+            exist.
 
     Example:
         >>> import numpy as np
@@ -215,10 +233,16 @@ def softmax(z: Array, y: ArrayLike) -> tuple[float, Array]:
     total = e.sum(axis=1)
     dz = e / total[:, np.newaxis]
     dz[rows, y] -= 1
-    return _mean(np.log(total) - shifted[rows, y], dz)
+    return _mean(np.log(total) - shifted[rows, y], dz, sample_weight)
 
 
-def linear(loss: Loss) -> Callable[[LinearParams, Array, ArrayLike], tuple[float, LinearParams]]:
+#: The largest second derivative by z of each loss that has one, for one row.
+CURVATURES: Mapping[str, float] = MappingProxyType(
+    {"least_squares": 1.0, "huber": 1.0, "squared_hinge": 2.0, "logistic": 0.25, "softmax": 0.5}
+)
+
+
+def linear(loss: Loss) -> Callable[..., tuple[float, LinearParams]]:
     """The `loss_and_grad(params, x, y)` of the linear model `z = x @ weight + bias` under a loss.
 
     The gradients are `x.T @ dz` and the column sums of `dz`, in the structure of the parameters.
@@ -228,14 +252,15 @@ def linear(loss: Loss) -> Callable[[LinearParams, Array, ArrayLike], tuple[float
         loss: a loss of this module, or any `loss(z, y)` of the same convention.
 
     Returns:
-        A function of `params`, `x` and `y`, for `train` or a loop of one's own. It gives the value
-        and the gradients.
+        A function of `params`, `x`, `y` and, if wanted, `sample_weight`, for `train` or a loop of
+        one's own. It gives the value and the gradients.
 
         params: the weight, of shape (d,), or (d, k) for k outputs; or weight and bias as
             `{"weight": w, "bias": b}`, `[w, b]` or `(w, b)`, where b has the shape (k,), and beside
             a weight (d,) the shape (1,) or ().
         x: rows, shape (m, d), in the dtype of the parameters.
         y: targets or labels, as the loss takes them.
+        sample_weight: what each row counts, given to the loss; not given if None (default).
 
     Raises:
         TypeError: `loss` cannot be called. When called: an argument of the wrong type, or `x` of
@@ -252,10 +277,13 @@ def linear(loss: Loss) -> Callable[[LinearParams, Array, ArrayLike], tuple[float
     if not callable(loss):
         raise TypeError(f"loss must be a function of predictions and targets, got {loss!r}")
 
-    def loss_and_grad(params: LinearParams, x: Array, y: ArrayLike) -> tuple[float, LinearParams]:
+    def loss_and_grad(
+        params: LinearParams, x: Array, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, LinearParams]:
         weight, bias = _weight_and_bias(params)
         _check_linear(x, weight, bias)
-        value, dz = loss(x @ weight if bias is None else x @ weight + bias, y)
+        z = x @ weight if bias is None else x @ weight + bias
+        value, dz = loss(z, y) if sample_weight is None else loss(z, y, sample_weight)
         if bias is None:
             return value, x.T @ dz
         grads = {"weight": x.T @ dz, "bias": np.reshape(dz.sum(axis=0), bias.shape)}
@@ -289,7 +317,7 @@ def _rows(z: Array, y: ArrayLike, dimensions: tuple[int, ...]) -> tuple[Array, A
 
 def _signs(z: Array, y: ArrayLike) -> tuple[Array, Array]:
     """Checked scores, and the labels as -1 and 1 in their dtype."""
-    z, y = _rows(z, y, (1,))
+    z, y = _rows(z, y, (1, 2))
     positive = y == 1
     negative = y == (0 if (y == 0).any() else -1)
     if not (positive | negative).all():
@@ -299,10 +327,25 @@ def _signs(z: Array, y: ArrayLike) -> tuple[Array, Array]:
     return z, np.where(positive, one, -one)
 
 
-def _mean(terms: Array, slopes: Array) -> tuple[float, Array]:
+def _mean(terms: Array, slopes: Array, sample_weight: ArrayLike | None) -> tuple[float, Array]:
     """A loss from what each row adds to it and the derivative of that."""
     m = len(slopes)
+    if sample_weight is not None:
+        weights = _weights(sample_weight, m).astype(slopes.dtype)
+        terms, slopes = (np.multiply(x.T, weights).T for x in (terms, slopes))
     return float(terms.sum(dtype=np.float64)) / m, slopes / m
+
+
+def _weights(sample_weight: ArrayLike, m: int) -> Array:
+    weights = np.asarray(sample_weight)
+    if weights.dtype.kind not in "biuf":
+        raise TypeError(f"sample_weight must hold real numbers, got dtype {weights.dtype}")
+    if weights.shape != (m,):
+        raise ValueError(f"sample_weight must have the shape ({m},), got {weights.shape}")
+    wrong = ~((weights >= 0) & np.isfinite(weights))
+    if wrong.any():
+        raise ValueError(f"sample_weight must be at least 0 and finite, got {weights[wrong][0]}")
+    return weights
 
 
 def _weight_and_bias(params: LinearParams) -> tuple[Array, Array | None]:

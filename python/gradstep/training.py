@@ -480,7 +480,7 @@ class _NoBar:
     def set_postfix_str(self, text: str) -> None: ...
 
 
-def _bar(steps: int, show: bool) -> Any:
+def _bar(total: int, show: bool, unit: str = " steps") -> Any:
     """A tqdm bar, which hides where there is no terminal."""
     if not show:
         return _NoBar()
@@ -488,7 +488,7 @@ def _bar(steps: int, show: bool) -> Any:
         from tqdm import tqdm
     except ImportError:
         return _NoBar()
-    return tqdm(total=steps, unit=" steps", disable=None)
+    return tqdm(total=total, unit=unit, disable=None)
 
 
 def _common_length(arrays: Sequence[Array], name: str = "arrays") -> int:

@@ -1,0 +1,268 @@
+"""What linear models share: data in, coefficients kept, scores out, in scikit-learn's manner.
+
+A model solves for a weight of shape (p, k) and a bias of shape (k,), for p features and k outputs:
+one per target, and for classes one in all where there are two, otherwise one each.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from .. import _checks as check
+from ..training import _bar
+
+Array = NDArray[Any]
+
+
+class LinearModel(BaseEstimator):
+    """Data in, coefficients kept.
+
+    Subclasses have the arguments `fit_intercept` and `verbose`. A fit that resumes another one, by
+    `partial_fit` or `warm_start`, takes features, dtype, outputs and classes from it.
+    """
+
+    coef_: Array
+    intercept_: Any
+    #: The sparse formats that are taken, as `accept_sparse` of scikit-learn's `check_array`.
+    _sparse: ClassVar[Any] = False
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = bool(self._sparse)
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Around a fit: if it raises, every attribute is what it was.
+
+        What attributes hold is not written to, but replaced.
+        """
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _validated(self, X: Any, y: Any, resume: bool, **options: Any) -> tuple[Array, Array]:  # noqa: N803
+        """Rows in float32 or float64 and targets, as scikit-learn checks them."""
+        x, y = validate_data(
+            self,
+            X,
+            y,
+            reset=not resume,
+            accept_sparse=self._sparse,
+            # Of a list the first is what all other dtypes become.
+            dtype=self.coef_.dtype if resume else [np.float64, np.float32],
+            **options,
+        )
+        return x, y
+
+    def _start(self, x: Array, outputs: int, resume: bool) -> tuple[Array, Array]:
+        """Weight and bias to begin with, in new memory: zeros, or what was fitted before."""
+        weight, bias = np.zeros((x.shape[1], outputs), x.dtype), np.zeros(outputs, x.dtype)
+        if resume:
+            fitted = np.atleast_2d(self.coef_).T
+            if fitted.shape != weight.shape:
+                columns = f"{fitted.shape[1]} columns of the fit before"
+                raise ValueError(f"y must have the {columns}, got {outputs}")
+            weight[...] = fitted
+            if check.flag("fit_intercept", self.fit_intercept):
+                bias[...] = self.intercept_
+        return weight, bias
+
+    def _keep(self, weight: Array, bias: Array, flat: bool = False) -> None:
+        """Set `coef_` and `intercept_`; of a single output `flat`, without its axis."""
+        self.coef_ = np.array(weight[:, 0] if flat else weight.T, order="C")
+        self.intercept_ = bias[0] if flat else bias.copy()
+
+    def _scores(self, X: Any) -> Array:  # noqa: N803
+        check_is_fitted(self)
+        x = validate_data(
+            self, X, reset=False, accept_sparse=self._sparse, dtype=[np.float64, np.float32]
+        )
+        return np.asarray(safe_sparse_dot(x, self.coef_.T, dense_output=True) + self.intercept_)
+
+    def _warn(self, message: str) -> None:
+        """Tell that the fit has not converged; `message` has the numbers and the advice."""
+        name = type(self).__name__
+        # The caller of fit: above this one, the method that fits, and fit.
+        warnings.warn(f"{name} has not converged: {message}", ConvergenceWarning, stacklevel=4)
+
+    def _progress(self, epochs: int) -> Any:
+        """A tqdm bar over epochs, on a terminal and with `verbose` only."""
+        return _bar(epochs, bool(self.verbose), unit=" epochs")
+
+
+class LinearRegressor(RegressorMixin, LinearModel):
+    """Numbers as targets, one or several per row."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _check_data(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        *,
+        resume: bool,
+    ) -> tuple[Array, Array, Array | None]:
+        """Rows, targets in their dtype with the shape (n,) or (n, k), and `relative_weights`."""
+        x, y = self._validated(X, y, resume, multi_output=True, y_numeric=True)
+        largest = np.abs(y).max(initial=0)
+        if largest > np.finfo(x.dtype).max:
+            raise ValueError(f"y must fit in {x.dtype}, the dtype of X, got {largest}")
+        if resume and y.ndim != self.coef_.ndim:
+            was = "one number per row" if self.coef_.ndim == 1 else "a row of numbers per row"
+            raise ValueError(f"y must have {was}, as in the fit before, got the shape {y.shape}")
+        return x, y.astype(x.dtype, copy=False), relative_weights(sample_weight, x)
+
+    def predict(self, X: ArrayLike) -> Array:  # noqa: N803
+        """The predictions, of shape (n,) or (n, k) as the targets were.
+
+        Args:
+            X: rows, shape (n, p).
+        """
+        return self._scores(X)
+
+
+class LinearClassifier(ClassifierMixin, LinearModel):
+    """Classes as targets.
+
+    Subclasses have the argument `loss`, whose "logistic" gives probabilities: the logistic
+    function of the score for two classes, the softmax of the scores for more.
+    """
+
+    classes_: Array
+
+    def _check_data(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        *,
+        resume: bool,
+        classes: ArrayLike | None = None,
+    ) -> tuple[Array, Array, Array | None]:
+        """Rows, for each the place of its class in `classes_`, and `relative_weights`.
+
+        Args:
+            X, y, sample_weight: as given to the fit.
+            resume: whether `classes_` stay, otherwise they are set.
+            classes: all there are, where `y` need not hold each of them.
+        """
+        x, y = self._validated(X, y, resume)
+        check_classification_targets(y)
+        weights = relative_weights(sample_weight, x)
+        if not resume:
+            self.classes_ = unique_labels(y if classes is None else classes)
+        encoder = LabelEncoder()
+        encoder.classes_ = self.classes_
+        codes = encoder.transform(y)
+        # A weight of 0 leaves a row out.
+        counted = codes if weights is None else codes[weights > 0]
+        present = (
+            self.classes_ if resume or classes is not None else self.classes_[np.unique(counted)]
+        )
+        if len(present) < 2:
+            name = "y" if classes is None else "classes"
+            raise ValueError(f"{name} must hold at least two classes, got one class: {present[0]}")
+        return x, codes, weights
+
+    @property
+    def _outputs(self) -> int:
+        return 1 if len(self.classes_) == 2 else len(self.classes_)
+
+    def decision_function(self, X: ArrayLike) -> Array:  # noqa: N803
+        """The scores: of `classes_[1]` with the shape (n,) for two classes, otherwise (n, k).
+
+        Args:
+            X: rows, shape (n, p).
+        """
+        z = self._scores(X)
+        return z[:, 0] if z.shape[1] == 1 else z
+
+    def predict(self, X: ArrayLike) -> Array:  # noqa: N803
+        """The class with the highest score for each row, shape (n,).
+
+        Args:
+            X: rows, shape (n, p).
+        """
+        z = self.decision_function(X)
+        best = (z > 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)
+        return np.asarray(self.classes_[best])
+
+    def _has_probabilities(self) -> bool:
+        if self.loss != "logistic":
+            raise AttributeError(f"probabilities need loss='logistic', got loss={self.loss!r}")
+        return True
+
+    @available_if(_has_probabilities)
+    def predict_proba(self, X: ArrayLike) -> Array:  # noqa: N803
+        """The probability of each class, shape (n, k), in the order of `classes_`.
+
+        Args:
+            X: rows, shape (n, p).
+        """
+        z = self.decision_function(X)
+        if z.ndim == 1:
+            return np.column_stack([special.expit(-z), special.expit(z)])
+        return np.asarray(special.softmax(z, axis=1))
+
+    @available_if(_has_probabilities)
+    def predict_log_proba(self, X: ArrayLike) -> Array:  # noqa: N803
+        """The logarithm of `predict_proba`, with all digits also of small probabilities.
+
+        Args:
+            X: rows, shape (n, p).
+        """
+        z = self.decision_function(X)
+        if z.ndim == 1:
+            return np.column_stack([special.log_expit(-z), special.log_expit(z)])
+        return np.asarray(special.log_softmax(z, axis=1))
+
+
+def relative_weights(sample_weight: Any, x: Array) -> Array | None:
+    """The weights of rows in float64, scaled to a mean of 1; None for None.
+
+    A mean over the rows is then the weighted mean, and one over some of them is it on average.
+
+    Raises:
+        ValueError: negative weights, zeros only, or not one per row.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._base import relative_weights
+        >>> relative_weights([2, 0, 1], np.zeros((3, 2)))
+        array([2., 0., 1.])
+    """
+    if sample_weight is None:
+        return None
+    weights = np.asarray(_check_sample_weight(sample_weight, x, dtype=np.float64))
+    if weights.min() < 0:
+        raise ValueError(f"sample_weight must be at least 0, got {weights.min()}")
+    largest = weights.max()
+    if largest == 0:  # which newer versions of scikit-learn have refused above
+        raise ValueError("sample_weight must hold a weight above zero, got only zeros")
+    relative = weights / largest  # their sum cannot overflow
+    return np.asarray(relative / relative.mean())
