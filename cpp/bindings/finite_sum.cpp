@@ -104,30 +104,14 @@ class FiniteSum {
   }
 
   /// Forms all slopes at the present weights: the table and its sum are then exact. Gives the mean loss.
-  double snapshot() {
-    const Model model = this->model();
-    const LinearKernels& kernels = this->kernels();
-    const std::int64_t outputs = problem_.outputs, size = sum.size();
-    const int threads = get_num_threads();
-    double loss = 0;
-    const py::gil_scoped_release release;
-    const Blocks blocks = blocks_of(size + outputs + 1);
-    std::vector<double> parts(static_cast<std::size_t>(blocks.count * (size + outputs + 1)));
-    for_each(blocks.count, blocks.rows * width_ * outputs, threads, [&](std::int64_t b) {
-      double* const part = parts.data() + b * (size + outputs + 1);
-      Room room(outputs, width_);
-      part[size + outputs] = kernels.add_gradient(problem_, model, room.scratch, blocks.begin(b),
-                                                  blocks.end(b, count()), part, part + size);
-    });
-    std::fill_n(model.sum, size, 0.0);
-    std::fill_n(model.intercept_sum, outputs, 0.0);
-    for (std::int64_t b = 0; b < blocks.count; ++b) {
-      const double* const part = parts.data() + b * (size + outputs + 1);
-      for (std::int64_t j = 0; j < size; ++j) model.sum[j] += part[j];
-      for (std::int64_t k = 0; k < outputs; ++k) model.intercept_sum[k] += part[size + k];
-      loss += part[size + outputs];
-    }
-    return loss / problem_.total_weight;
+  double snapshot() { return sum_gradients(table.mutable_data(), sum, intercept_sum); }
+
+  /// The mean loss and the sums that snapshot() would form. Nothing changes.
+  std::tuple<double, Doubles, Doubles> gradient() {
+    Doubles gradient(std::vector<py::ssize_t>(sum.shape(), sum.shape() + sum.ndim()));
+    Doubles intercept_gradient(intercept_sum.size());
+    const double loss = sum_gradients(nullptr, gradient, intercept_gradient);
+    return {loss, gradient, intercept_gradient};
   }
 
   /// Steps at `draws` rows.
@@ -180,6 +164,24 @@ class FiniteSum {
   };
 
   std::int64_t count() const { return problem_.rows.count; }
+
+  double sum_gradients(double* slopes, Doubles& into, Doubles& into_intercept) {
+    Model model = this->model();
+    model.table = slopes;
+    model.sum = into.mutable_data();
+    model.intercept_sum = into_intercept.mutable_data();
+    const LinearKernels& kernels = this->kernels();
+    const std::int64_t outputs = problem_.outputs, size = into.size(), numbers = size + outputs + 1;
+    const py::gil_scoped_release release;
+    const std::vector<double> sums =
+        sum_over_rows(numbers, width_ * outputs, [&](std::int64_t begin, std::int64_t end, double* part) {
+          Room room(outputs, width_);
+          part[size + outputs] = kernels.add_gradient(problem_, model, room.scratch, begin, end, part, part + size);
+        });
+    std::copy_n(sums.data(), size, model.sum);
+    std::copy_n(sums.data() + size, outputs, model.intercept_sum);
+    return sums.back() / problem_.total_weight;
+  }
 
   Model model() {
     return {coef.mutable_data(), intercept.mutable_data(), table.mutable_data(), sum.mutable_data(),
@@ -329,12 +331,13 @@ class FiniteSum {
       if (!(problem_.weights[i] > 0)) others_[static_cast<std::size_t>(i)] = heaviest;
   }
 
-  // Sums over rows, block by block: `work(begin, end, part)` fills a part of so many numbers.
-  std::vector<double> sum_over_rows(std::int64_t numbers,
+  // Sums over rows, block by block: `work(begin, end, part)` fills a part of so many numbers, and moves `size` of them
+  // per row.
+  std::vector<double> sum_over_rows(std::int64_t numbers, std::int64_t size,
                                     const std::function<void(std::int64_t, std::int64_t, double*)>& work) const {
     const Blocks blocks = blocks_of(numbers);
     std::vector<double> parts(static_cast<std::size_t>(blocks.count * numbers));
-    for_each(blocks.count, blocks.rows * width_, get_num_threads(),
+    for_each(blocks.count, blocks.rows * size, get_num_threads(),
              [&](std::int64_t b) { work(blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
     for (std::int64_t b = 1; b < blocks.count; ++b)
       for (std::int64_t j = 0; j < numbers; ++j)
@@ -347,9 +350,10 @@ class FiniteSum {
   void look_at_columns(bool centre) {
     const std::int64_t width = width_;
     const LinearKernels& kernels = this->kernels();
-    const std::vector<double> sums = sum_over_rows(3 * width, [&](std::int64_t begin, std::int64_t end, double* part) {
-      kernels.add_columns(problem_, begin, end, part, part + width, part + 2 * width);
-    });
+    const std::vector<double> sums =
+        sum_over_rows(3 * width, width, [&](std::int64_t begin, std::int64_t end, double* part) {
+          kernels.add_columns(problem_, begin, end, part, part + width, part + 2 * width);
+        });
     for (std::int64_t j = 0; j < problem_.rows.features; ++j) {
       const auto place = static_cast<std::size_t>(j);
       const double mean = sums[place] / problem_.total_weight;
@@ -399,6 +403,7 @@ void define_finite_sum(py::module_& m) {
            "Rows are a table, or of CSR (values, columns, offsets, number of features). They are not copied.")
       .def("snapshot", &FiniteSum::snapshot,
            "Form all slopes at the present weights, and so the table and its sum; return the mean loss.")
+      .def("gradient", &FiniteSum::gradient, "The mean loss, and the sums that snapshot() would form; nothing changes.")
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),
            py::arg("fit_intercept"), py::arg("draws"), py::arg("seed"), py::arg("first"),
            "Step at so many rows, the first of which is the draw `first` of the seed.")

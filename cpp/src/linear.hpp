@@ -88,7 +88,8 @@ struct LinearKernels {
                       double* coverage) noexcept;
   /// The largest squared norm of a row, the mean subtracted.
   double (*largest_norm)(const Problem&, std::int64_t begin, std::int64_t end) noexcept;
-  /// Writes the slopes of the rows to the table, adds them to `sum` and `intercept_sum`, and gives the weighted loss.
+  /// Writes the slopes of the rows to the table, unless that is null, adds them to `sum` and `intercept_sum`, and gives
+  /// the weighted loss.
   double (*add_gradient)(const Problem&, const Model&, const Scratch&, std::int64_t begin, std::int64_t end,
                          double* sum, double* intercept_sum) noexcept;
   /// Takes a step at each row drawn.

@@ -114,7 +114,8 @@ inline Factors step_output(const Model& model, const Pace pace, double weight, s
   return factors;
 }
 
-// Forms the slopes at the scores of a row and writes them to the table; gives its loss. The slopes are left weighted.
+// Forms the slopes at the scores of a row and writes them to the table, if there is one; gives its loss. The slopes are
+// left weighted.
 inline double enter_slopes(const Problem& problem, const Model& model, const Scratch& scratch, std::int64_t row,
                            double* intercept_sum) {
   const double* const target = target_of(problem, row);
@@ -122,7 +123,7 @@ inline double enter_slopes(const Problem& problem, const Model& model, const Scr
   const double loss = weight * loss_of(problem, scratch.scores, target, scratch.slopes);
   slopes_of<false>(problem, scratch.scores, target, scratch.slopes);
   for (std::int64_t k = 0; k < problem.outputs; ++k) {
-    model.table[row * problem.outputs + k] = scratch.slopes[k];
+    if (model.table) model.table[row * problem.outputs + k] = scratch.slopes[k];
     scratch.slopes[k] *= weight;
     intercept_sum[k] += scratch.slopes[k];
   }

@@ -158,6 +158,12 @@ class FiniteSum:
         """
         Step at so many rows, the first of which is the draw `first` of the seed.
         """
+    def gradient(
+        self,
+    ) -> tuple[float, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
+        """
+        The mean loss, and the sums that snapshot() would form; nothing changes.
+        """
     def snapshot(self) -> float:
         """
         Form all slopes at the present weights, and so the table and its sum; return the mean loss.
