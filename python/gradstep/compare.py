@@ -22,6 +22,7 @@ from . import losses, reference
 from ._files import replacing
 from .datasets import Dataset, UsageError, demo_packages, load
 from .optimizers import SAG, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, WindowSAG
+from .stability import batch_curvature, max_stable_lr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,15 +68,8 @@ class Problem:
         return float(1 - np.sum((z - y) ** 2) / spread) if spread > 0 else math.nan
 
     def curvature(self, batch_size: int) -> float:
-        """What 1/lr of SGD must exceed: the curvature L of the loss as batches of this size see it.
-
-        All rows see the largest eigenvalue, one row sees that of the worst row, and batches lie
-        between (Gower et al., SGD: general analysis and improved rates, 2019).
-        """
-        rows = len(self.data.x)
-        overall, worst = self._curvatures
-        share = (rows / batch_size - 1) / (rows - 1)
-        return (1 - share) * overall + share * worst
+        """What 1/lr of SGD must exceed: the curvature of the loss as such batches see it."""
+        return batch_curvature(*self._curvatures, len(self.data.x), batch_size)
 
     @cached_property
     def _curvatures(self) -> tuple[float, float]:
@@ -186,7 +180,7 @@ RULES: Mapping[str, Recipe] = {
     "SAG": Recipe(SAG, over_curvature(1), "#CC79A7"),
     "WindowSAG": Recipe(
         WindowSAG,
-        over_curvature(0.5 * WINDOW * (1 - math.cos(math.pi / WINDOW))),
+        over_curvature(0.5 * max_stable_lr(WindowSAG, 1.0, window=WINDOW)),
         "#CC79A7",
         "--",
         {"window": WINDOW},
