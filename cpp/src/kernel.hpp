@@ -28,7 +28,10 @@ struct Spec {
   Hyper hyper[max_hyper];          // ends at the first without a name
   const char* states[max_states];  // ends at the first null
   Decay decay = Decay::coupled;
-  int row_state = -1;  // the state that has a row per sample or batch, of which a step updates one; -1: none
+  int row_state = -1;        // the state that has a row per sample or batch, of which a step updates one; -1: none
+  int row_sum = -1;          // the state that is the sum of those rows; -1: none
+  int second_gradient = -1;  // the state whose arrays come with each step, as the gradients do; -1: none
+  int gradients = 0;         // so many of the last states are gradients: multiplied as the first one is, and only read
 };
 
 /// The scalars of one step, all in double.
@@ -40,6 +43,7 @@ struct Step {
   double clip;        // then by this, which clipping by the norm makes less than 1,
   double clip_value;  // then kept within plus and minus this
   bool zero_grad;
+  bool fresh_row;           // the row holds no gradient yet: it counts as 0, whatever is there
   double hyper[max_hyper];  // in the order of Spec::hyper
 };
 
@@ -77,12 +81,17 @@ struct Entry {
 /// by `range`, a power of two, in double.
 using SumOfSquares = double (*)(const void* grads, std::int64_t size, double scale, double range) noexcept;
 
+/// sums += weight * row, in double.
+using AddRow = void (*)(double* sums, const void* row, std::int64_t size, double weight) noexcept;
+
 /// All of one level, the rules in the order of rules.hpp.
 struct Table {
   const Entry* entries;
   int size;
   SumOfSquares float32_squares;
   SumOfSquares float64_squares;
+  AddRow float32_add_row;
+  AddRow float64_add_row;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
 };
 

@@ -97,10 +97,12 @@ void run_team(std::int64_t total, int threads, const Work& work) {
 #endif
 }
 
-// Calls work(share) on as many threads as are worth it, and returns when all are done.
+// Calls work(share) on as many threads as are worth it, and returns when all are done. An element may stand for more
+// than one, a column of a table for all that it holds.
 template <class Work>
-void share_out(std::int64_t total, int threads, const Work& work) {
-  const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / elements_per_thread));
+void share_out(std::int64_t total, int threads, const Work& work, std::int64_t elements_in_one = 1) {
+  const std::int64_t needed = std::max<std::int64_t>(elements_per_thread / elements_in_one, granule);
+  const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / needed));
   if (worthwhile <= 1) {
     work(Share{0, total});
   } else if (forks > 0) {
@@ -148,6 +150,43 @@ void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals deno
       share = {share.begin - job->size, share.end - job->size};
     }
   });
+}
+
+namespace {
+
+// As sum_rows(), for a range of one job. The sums of a block stay in the cache while the rows go by.
+template <class T>
+void sum_range(const Job& job, AddRow add_row, const Spec& spec, const Rows& rows, std::int64_t begin,
+               std::int64_t end) {
+  constexpr std::int64_t block = 2048;
+  T* const sum = static_cast<T*>(job.buffers.states[spec.row_sum]);
+  const T* const table = static_cast<const T*>(job.buffers.states[spec.row_state]);
+  double sums[block];
+  for (; begin < end; begin += block) {
+    const std::int64_t size = std::min(block, end - begin);
+    std::fill_n(sums, size, 0.0);
+    for (std::int64_t row = 0; row < rows.count; ++row)
+      if (rows.seen[row]) add_row(sums, table + row * job.size + begin, size, rows.weights ? rows.weights[row] : 1.0);
+    for (std::int64_t i = 0; i < size; ++i) sum[begin + i] = static_cast<T>(sums[i]);
+  }
+}
+
+}  // namespace
+
+void sum_rows(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table,
+              const Spec& spec, const Rows& rows) {
+  const auto work = [=, &table](Share share) {
+    const FloatMode mode(denormals);
+    for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
+      const std::int64_t first = std::max<std::int64_t>(share.begin, 0), last = std::min(share.end, job->size);
+      if (job->item_size == 4)
+        sum_range<float>(*job, table.float32_add_row, spec, rows, first, last);
+      else
+        sum_range<double>(*job, table.float64_add_row, spec, rows, first, last);
+      share = {share.begin - job->size, share.end - job->size};
+    }
+  };
+  share_out(total_size(jobs, count), threads, work, rows.count);
 }
 
 double sum_tree(double* sums, std::int64_t count) {

@@ -40,6 +40,18 @@ void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals deno
 /// The sum of the sums, along a binary tree whose shape depends on their number alone. Overwrites them.
 double sum_tree(double* sums, std::int64_t count);
 
+/// The rows of the tables of all jobs.
+struct Rows {
+  std::int64_t count;
+  const bool* seen;       // a row that was not seen counts as 0
+  const double* weights;  // null: 1 each
+};
+
+/// Sums the rows of each job again, in double and in their order, the table being its state `row_state`, and writes the
+/// result to its state `row_sum`.
+void sum_rows(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table,
+              const Spec& spec, const Rows& rows);
+
 /// The most threads that a step may use: the last set_num_threads(), else GRADSTEP_NUM_THREADS, else what OpenMP
 /// would take (OMP_NUM_THREADS, else the cores of this process). Throws std::invalid_argument where
 /// GRADSTEP_NUM_THREADS is not a whole number from 1 to thread_limit.

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from . import losses, reference
 from ._files import replacing
 from .datasets import Dataset, UsageError, demo_packages, load
-from .optimizers import SAG, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, WindowSAG
+from .finite_sums import SAG, WindowSAG
+from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
