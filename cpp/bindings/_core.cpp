@@ -260,11 +260,12 @@ void check_params(const Arrays& params, const std::string& noun, const std::vect
   claims.sort_and_check();
 }
 
-// An array that steps write to, as it was when the Plan was made.
+// An array that steps write to, or that they read again and again, as it was when the Plan was made.
 class Target {
  public:
-  Target(py::object object, const Label& label)
-      : memory(check_writeable_memory(object, label)),
+  Target(py::object object, const Label& label, bool written = true)
+      : memory(written ? check_writeable_memory(object, label) : check_memory(object, label)),
+        written_(written),
         array_(std::move(object)),
         count_(static_cast<int>(array_.ndim())) {
     const int here = std::min(count_, few);
@@ -287,9 +288,9 @@ class Target {
 
   // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
   void check_unchanged(const Label& label) const {
-    if (resembles(array_, memory.begin, readable | py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return;
-    if (!(check_writeable_memory(array_, label) == memory &&
-          same_shape(static_cast<int>(array_.ndim()), array_.shape())))
+    if (resembles(array_, memory.begin, readable | (written_ ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0))) return;
+    const Memory now = written_ ? check_writeable_memory(array_, label) : check_memory(array_, label);
+    if (!(now == memory && same_shape(static_cast<int>(array_.ndim()), array_.shape())))
       throw py::value_error(label + " was resized, reshaped or retyped after the optimizer was made");
   }
 
@@ -304,6 +305,7 @@ class Target {
 
   // The shape is kept in place as far as shapes usually go: a step over many arrays reads that of each.
   static constexpr int few = 4;
+  bool written_;
   py::array array_;
   int count_;
   py::ssize_t first_[few];
@@ -363,7 +365,8 @@ class Plan {
       claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < states.size(); ++k) {
         if (arrives_ && static_cast<int>(k) == spec.second_gradient) continue;
-        Target state(states[k].at(i), label(2 + k, i));
+        const bool is_gradient = k < state_names && k + static_cast<std::size_t>(spec.gradients) >= state_names;
+        Target state(states[k].at(i), label(2 + k, i), !is_gradient);
         check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
         if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
             state.array().shape(0) > 0)
@@ -755,6 +758,11 @@ Names state_names(const Spec& spec) {
   return names;
 }
 
+Names gradient_names(const Spec& spec) {
+  const py::tuple names = state_names(spec);
+  return names[py::slice(state_count(spec) - spec.gradients, state_count(spec), 1)].cast<py::tuple>();
+}
+
 py::typing::Optional<py::str> row_state(const Spec& spec) {
   if (spec.row_state < 0) return py::none();
   return py::str(spec.states[spec.row_state]);
@@ -797,6 +805,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("hyperparameters", hyper_names)
       .def_property_readonly("states", state_names)
       .def_property_readonly("row_state", row_state, "The state that has a row per sample or batch, if one has.")
+      .def_property_readonly("gradients", gradient_names, "The states that are gradients too: steps only read them.")
       .def_property_readonly(
           "decoupled", [](const Spec& spec) { return spec.decay == Decay::decoupled; },
           "Whether weight decay shrinks the parameter instead of joining the gradient.")

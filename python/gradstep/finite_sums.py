@@ -259,8 +259,10 @@ class _RowMethod(_TableMethod):
     def _tallied(self, t: int) -> tuple[int, int | Fraction]:
         """The number of rows seen, and the sum of their weights."""
         if self._tally[0] != t:  # after loading, or where a step was interrupted at its end
-            seen = np.flatnonzero(self._seen)
-            self._tally = t, seen.size, sum(map(self._weight, seen))
+            count = int(np.count_nonzero(self._seen))
+            weights = self._row_weights
+            exact = () if weights is None else map(Fraction, weights[self._seen].tolist())
+            self._tally = t, count, count if weights is None else sum(exact)
         return self._tally[1:]
 
     def _plan_options(self) -> dict[str, Any]:
@@ -322,7 +324,8 @@ def _epoch_rows(rows: int, order: str, seed: int, epoch: int) -> NDArray[np.int6
     raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(rows)
     if order == "permutation":
         return np.argsort(raw, kind="stable")
-    return (rows * ((raw >> np.uint64(11)) * 2.0**-53)).astype(np.int64)
+    uniform = (raw >> np.uint64(11)) * 2.0**-53
+    return np.asarray(rows * uniform, np.int64)
 
 
 class SAG(_RowMethod):
@@ -362,7 +365,7 @@ class SAG(_RowMethod):
         >>> targets = np.array([1.0, 2.0, 6.0])
         >>> w = np.zeros(1)
         >>> opt = gs.SAG(w, lr=0.5, rows=3)
-        >>> for _ in range(100):
+        >>> for _ in range(200):
         ...     i = opt.next_row()
         ...     opt.step(w - targets[i], row=i)
         >>> w.round(6)
@@ -577,7 +580,7 @@ class SVRG(Optimizer):
             if options.get(name) is not None:
                 raise ValueError(
                     f"{name} must be None for SVRG, whose steps clipping would bias, "
-                    f"got {options[name]!r}"  # type: ignore[literal-required]
+                    f"got {options[name]!r}"
                 )
         t, taken = self.t, int(self._snapshot_t)
         second = self._structure.arrays(snapshot_grads, "snapshot_grads")
@@ -588,14 +591,16 @@ class SVRG(Optimizer):
         first = self._structure.arrays(grads, "grads")
         self._plan.check_grads(first)
         self._plan.check_second_grads(second)
-        old = [[array.copy() for array in self._states[name]] for name in ("snapshot", "mu")]
+        old_snapshot, old_mu = (
+            [array.copy() for array in self._states[name]] for name in ("snapshot", "mu")
+        )
         self.take_snapshot()
         result = None
         try:
             result = self._step(grads, self._scalars(t), first, **options)
         finally:
             if self.t == t:  # no step was taken
-                self._put_snapshot(*old, taken)
+                self._put_snapshot(old_snapshot, old_mu, taken)
         return result
 
     def _put_snapshot(self, snapshot: Sequence[Array], mu: Sequence[Array], t: int) -> None:

@@ -124,8 +124,9 @@ class Optimizer:
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
     def __init_subclass__(cls) -> None:
+        # Classes of users may mean something else by **options.
         if cls.__module__.startswith(f"{__package__}."):
-            for name in {"__init__", "step"} & vars(cls).keys():  # users may mean others by **options
+            for name in {"__init__", "step"} & vars(cls).keys():
                 _spell_out_options(vars(cls)[name], like=getattr(Optimizer, name))
             if "rules" in vars(cls):
                 CLASSES.append(cls)

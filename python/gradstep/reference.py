@@ -383,17 +383,17 @@ class Plan:
 
     check_second_grads = check_grads
 
-    def _sum_again(self) -> None:
+    def _sum_again(self, seen: Array) -> None:
         d, y = (self.states[self.state_names.index(name)] for name in ("d", "y"))
         for total, table in zip(d, y, strict=True):
-            total[...] = sum_rows(table, self.seen, self.row_weights)
+            total[...] = sum_rows(table, seen, self.row_weights)
 
     def forget(self, row: int) -> bool:
-        was_seen = bool(self.seen[row])
-        if was_seen:
-            self.seen[row] = False
-            self._sum_again()
-        return was_seen
+        if self.seen is None or not self.seen[row]:
+            return False
+        self.seen[row] = False
+        self._sum_again(self.seen)
+        return True
 
     def step(
         self,
@@ -449,7 +449,7 @@ class Plan:
         if self.seen is not None:
             self.seen[self.row] = True
             if self.t % self.seen.size == 0:
-                self._sum_again()
+                self._sum_again(self.seen)
         return report
 
 

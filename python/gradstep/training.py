@@ -256,9 +256,7 @@ def train(
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
     if opt.step_needs:
-        raise TypeError(
-            f"opt must not be {type(opt).__name__}, whose step needs {opt.step_needs}"
-        )
+        raise TypeError(f"opt must not be {type(opt).__name__}, whose step needs {opt.step_needs}")
     _check_sequence("data", data)
     feed = batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed)
     limit, spent = _limit(epochs, max_steps, len(feed))
