@@ -81,8 +81,10 @@ struct Entry {
 /// by `range`, a power of two, in double.
 using SumOfSquares = double (*)(const void* grads, std::int64_t size, double scale, double range) noexcept;
 
-/// sums += weight * row, in double.
-using AddRow = void (*)(double* sums, const void* row, std::int64_t size, double weight) noexcept;
+/// Adds to `sums`, in double, some rows of one size, at most rows_at_once, one after the other, each times its weight.
+using AddRows = void (*)(double* sums, const void* const* rows, const double* weights, int count,
+                         std::int64_t size) noexcept;
+constexpr int rows_at_once = 8;
 
 /// All of one level, the rules in the order of rules.hpp.
 struct Table {
@@ -90,8 +92,8 @@ struct Table {
   int size;
   SumOfSquares float32_squares;
   SumOfSquares float64_squares;
-  AddRow float32_add_row;
-  AddRow float64_add_row;
+  AddRows float32_add_rows;
+  AddRows float64_add_rows;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
 };
 

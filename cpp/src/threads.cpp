@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "levels.hpp"
 
@@ -156,17 +157,24 @@ namespace {
 
 // As sum_rows(), for a range of one job. The sums of a block stay in the cache while the rows go by.
 template <class T>
-void sum_range(const Job& job, AddRow add_row, const Spec& spec, const Rows& rows, std::int64_t begin,
+void sum_range(const Job& job, AddRows add_rows, const Spec& spec, const Rows& rows, std::int64_t begin,
                std::int64_t end) {
-  constexpr std::int64_t block = 2048;
+  constexpr std::int64_t block = 4096;
   T* const sum = static_cast<T*>(job.buffers.states[spec.row_sum]);
   const T* const table = static_cast<const T*>(job.buffers.states[spec.row_state]);
-  double sums[block];
+  double sums[block], weights[rows_at_once];
+  const void* places[rows_at_once];
   for (; begin < end; begin += block) {
     const std::int64_t size = std::min(block, end - begin);
     std::fill_n(sums, size, 0.0);
-    for (std::int64_t row = 0; row < rows.count; ++row)
-      if (rows.seen[row]) add_row(sums, table + row * job.size + begin, size, rows.weights ? rows.weights[row] : 1.0);
+    int count = 0;
+    for (std::int64_t row = 0; row < rows.count; ++row) {
+      if (!rows.seen[row]) continue;
+      places[count] = table + row * job.size + begin;
+      weights[count] = rows.weights ? rows.weights[row] : 1.0;
+      if (++count == rows_at_once) add_rows(sums, places, weights, std::exchange(count, 0), size);
+    }
+    add_rows(sums, places, weights, count, size);
     for (std::int64_t i = 0; i < size; ++i) sum[begin + i] = static_cast<T>(sums[i]);
   }
 }
@@ -180,9 +188,9 @@ void sum_rows(const Job* jobs, std::int64_t count, int threads, Denormals denorm
     for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
       const std::int64_t first = std::max<std::int64_t>(share.begin, 0), last = std::min(share.end, job->size);
       if (job->item_size == 4)
-        sum_range<float>(*job, table.float32_add_row, spec, rows, first, last);
+        sum_range<float>(*job, table.float32_add_rows, spec, rows, first, last);
       else
-        sum_range<double>(*job, table.float64_add_row, spec, rows, first, last);
+        sum_range<double>(*job, table.float64_add_rows, spec, rows, first, last);
       share = {share.begin - job->size, share.end - job->size};
     }
   };
