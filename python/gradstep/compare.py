@@ -175,6 +175,8 @@ class Recipe:
 # rules have textbook defaults for networks: 0.01 for Adagrad and RMSprop, 0.001 for Adam.
 # WindowSAG keeps to half its bound. Colours: Okabe and Ito; one family, one colour.
 _MOMENTUM = {"momentum": 0.9}
+# A run that diverges shall go on to a loss that is infinite, where these would refuse to step.
+_CAREFUL = {"skip_nonfinite": True}
 RULES: Mapping[str, Recipe] = {
     "SGD": Recipe(SGD, over_curvature(1), "#000000"),
     "Momentum": Recipe(SGD, over_curvature(0.2), "#E69F00", options=_MOMENTUM),
@@ -184,13 +186,13 @@ RULES: Mapping[str, Recipe] = {
     "Adam": Recipe(Adam, of_weights(0.01), "#0072B2"),
     "AMSGrad": Recipe(Adam, of_weights(0.01), "#0072B2", "--", {"amsgrad": True}),
     "AdamW": Recipe(AdamW, of_weights(0.01), "#0072B2", ":"),
-    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7"),
+    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7", options=_CAREFUL),
     "WindowSAG": Recipe(
         WindowSAG,
         over_curvature(0.5 * WINDOW * (1 - math.cos(math.pi / WINDOW))),
         "#CC79A7",
         "--",
-        {"window": WINDOW},
+        {"window": WINDOW, **_CAREFUL},
     ),
 }
 
