@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: float64 holds every whole number up to here.
 MAX_INTEGER = 2**53
@@ -72,3 +73,13 @@ def array(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
     if isinstance(value, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a plain NumPy array, got {type(value).__name__}")
+
+
+def array_like(name: str, value: Any, target: NDArray[Any]) -> None:
+    """An array that can be copied over another without a conversion."""
+    array(name, value)
+    if (value.dtype, value.shape) != (target.dtype, target.shape):
+        raise ValueError(
+            f"{name} is {value.dtype} of shape {value.shape}, "
+            f"not {target.dtype} of shape {target.shape}"
+        )

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from . import losses, reference
 from ._files import replacing
 from .datasets import Dataset, UsageError, demo_packages, load
-from .optimizers import SAG, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, WindowSAG
+from .finite_sums import SAG, WindowSAG
+from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from .stability import batch_curvature, max_stable_lr
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ class Recipe:
 # rules have textbook defaults for networks: 0.01 for Adagrad and RMSprop, 0.001 for Adam.
 # WindowSAG keeps to half its bound. Colours: Okabe and Ito; one family, one colour.
 _MOMENTUM = {"momentum": 0.9}
+# A run that diverges shall go on to a loss that is infinite, where these would refuse to step.
+_CAREFUL = {"skip_nonfinite": True}
 RULES: Mapping[str, Recipe] = {
     "SGD": Recipe(SGD, over_curvature(1), "#000000"),
     "Momentum": Recipe(SGD, over_curvature(0.2), "#E69F00", options=_MOMENTUM),
@@ -177,13 +180,13 @@ RULES: Mapping[str, Recipe] = {
     "Adam": Recipe(Adam, of_weights(0.01), "#0072B2"),
     "AMSGrad": Recipe(Adam, of_weights(0.01), "#0072B2", "--", {"amsgrad": True}),
     "AdamW": Recipe(AdamW, of_weights(0.01), "#0072B2", ":"),
-    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7"),
+    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7", options=_CAREFUL),
     "WindowSAG": Recipe(
         WindowSAG,
         over_curvature(0.5 * max_stable_lr(WindowSAG, 1.0, window=WINDOW)),
         "#CC79A7",
         "--",
-        {"window": WINDOW},
+        {"window": WINDOW, **_CAREFUL},
     ),
 }
 
