@@ -43,7 +43,7 @@ inline std::int64_t draw(const Draws& draws, std::int64_t rows, std::int64_t n) 
 
 // The rows drawn, a batch at a time, and beyond it as far as rows are looked at in advance.
 struct Order {
-  static constexpr std::int64_t batch = 256, most_ahead = 32;
+  static constexpr std::int64_t batch = 256, most_ahead = 24;
   const Draws& draws;
   const std::int64_t count, ahead;
   std::int64_t begin = 0;
@@ -331,7 +331,8 @@ GRADSTEP_NOINLINE void descend_dense_rows(const Problem& problem, const Model& m
   double own[3] = {};
   const Scratch scratch = single ? Scratch{own, own + 1, own + 2, shared.row, shared.next_row} : shared;
   // Rows to come are fetched some 1,500 bytes ahead: less does not hide the latency of memory, more fills the cache.
-  const std::int64_t distance = 1 + 1500 / (width * static_cast<std::int64_t>(sizeof(T)));
+  const std::int64_t enough = 1 + 1500 / (width * static_cast<std::int64_t>(sizeof(T)));
+  const std::int64_t distance = enough < Order::most_ahead ? enough : Order::most_ahead - 1;
   constexpr std::int64_t line = 64 / sizeof(T);
   Order order(draws, rows.count, distance + 1);
   double *room = scratch.row, *next_room = scratch.next_row;

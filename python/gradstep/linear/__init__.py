@@ -8,5 +8,6 @@ except ImportError as error:
     ) from error
 
 from ._descent import GDClassifier, GDRegressor
+from ._sag import SAGClassifier, SAGRegressor
 
-__all__ = ["GDClassifier", "GDRegressor"]
+__all__ = ["GDClassifier", "GDRegressor", "SAGClassifier", "SAGRegressor"]
