@@ -118,7 +118,9 @@ class FiniteSum {
   void descend(const std::string& variant, double lr, double l2, double l1, bool fit_intercept, std::int64_t draws,
                std::uint64_t seed, std::uint64_t first) {
     require(draws >= 0, "draws must not be negative");
-    const Descent descent{variant_named(variant), lr, l2, l1, fit_intercept, coverage.data()};
+    std::vector<Pull> pulls;
+    if (layout_ != Layout::dense) pulls = column_pulls(lr, l2, l1);
+    const Descent descent{variant_named(variant), lr, l2, l1, fit_intercept, pulls.data()};
     const Draws plan{seed, first, draws, keep_.empty() ? nullptr : keep_.data(),
                      others_.empty() ? nullptr : others_.data()};
     const Model model = this->model();
@@ -344,6 +346,17 @@ class FiniteSum {
         parts[static_cast<std::size_t>(j)] += parts[static_cast<std::size_t>(b * numbers + j)];
     parts.resize(static_cast<std::size_t>(numbers));
     return parts;
+  }
+
+  // Shrinking is the proximal step of the penalty, which cannot overshoot however rare the column.
+  std::vector<Pull> column_pulls(double lr, double l2, double l1) const {
+    std::vector<Pull> pulls(static_cast<std::size_t>(width_));
+    const double of_sum = lr / problem_.total_weight;
+    for (std::int64_t j = 0; j < width_; ++j) {
+      const double covered = coverage.at(j);
+      pulls[static_cast<std::size_t>(j)] = {1 / (1 + lr * l2 * covered), of_sum * covered, lr * l1 * covered};
+    }
+    return pulls;
   }
 
   // Means, mean squares and coverage of the columns; the mean becomes the rows' where they are centred.

@@ -65,11 +65,16 @@ struct Draws {
   const std::int64_t* others;  // taken instead
 };
 
+/// What every step does to the weights, whatever the row: they shrink, follow the sum, and are thresholded.
+struct alignas(32) Pull {
+  double shrink, of_sum, threshold;
+};
+
 struct Descent {
   Variant variant;
   double lr, l2, l1;
   bool fit_intercept;
-  const double* coverage;  // sparse, per column: S over the weight of the rows that hold it
+  const Pull* pulls;  // sparse: of each column
 };
 
 /// Room for the scores and slopes of one row, each with room for output_lanes, and for two dense rows.
