@@ -653,6 +653,35 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(cls, options, how, tmp_path):
     assert second.t == 103
 
 
+@pytest.mark.parametrize("start", [{"row_weights": [1, 2, 3, 4]}, {}])
+def test_a_state_of_as_many_steps_brings_the_rows_seen(start):
+    """What is known of the rows before loading is not known after it."""
+    opts = [gs.SAG(np.zeros(2), lr=0.5, rows=4, **start) for _ in "ab"]
+    for opt, rows in zip(opts, [(0, 1), (2, 2)], strict=True):
+        for row in rows:
+            opt.step(np.ones(2), row)
+    opts[1].load_state_dict(opts[0].state_dict())
+    opts[1].params[...] = opts[0].params
+    for opt in opts:
+        opt.step(np.full(2, 7.0), 3)
+    assert_same_state(opts[1], arrays_of(opts[0]))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 2), (1, 7), (7, 1)])
+def test_a_window_knows_its_rows_from_the_steps(before, after):
+    opts = [gs.WindowSAG(np.zeros(1), lr=0.5, window=3) for _ in "ab"]
+    for opt, steps in zip(opts, (before, after), strict=True):
+        for t in range(steps):
+            opt.step(np.full(1, 2.0**t))
+    opts[0].load_state_dict(opts[1].state_dict())
+    np.testing.assert_array_equal(opts[0]._seen, np.arange(3) < after)
+    opts[0].params[...] = opts[1].params
+    for opt in opts:
+        for _ in range(4):
+            opt.step(np.full(1, 5.0))
+    assert_same_state(opts[0], arrays_of(opts[1]))
+
+
 def test_a_state_of_other_weights_is_refused():
     opt = gs.SAG(np.ones(3), lr=0.1, rows=4, row_weights=[1, 2, 3, 4])
     opt.step(np.ones(3), 2)

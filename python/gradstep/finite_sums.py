@@ -142,8 +142,8 @@ class WindowSAG(_TableMethod):
         table: Arrays | None = None,
         **options: Unpack[Options],
     ) -> None:
-        # One row is the gradient itself: d + (g - y) would round.
-        alone = check.integer("window", window, 1) == 1
+        window = check.integer("window", window, 1)
+        alone = window == 1  # one row is the gradient itself: d + (g - y) would round
         if alone and table is not None:
             raise ValueError("table must be None for window=1, which keeps no gradients")
         super().__init__(
@@ -151,7 +151,7 @@ class WindowSAG(_TableMethod):
             "sgd" if alone else "window_sag",
             lr=lr,
             weight_decay=weight_decay,
-            rows=int(window),
+            rows=window,
             table=table,
             **options,
         )
@@ -339,9 +339,9 @@ class SAG(_RowMethod):
 
     A row is a sample or a mini-batch of a finite sum; its gradient is the last one that was taken
     at it. It converges to the optimum with a constant `lr`, in theory at 1/(16 L), in practice at
-    1/L, where L is the largest curvature of a row. Rows in a fixed cyclic order are bad for it:
-    `next_row()` draws them. `d` is summed again from the table in float64 every `rows` steps, which
-    costs a read of one row per step on average.
+    1/L, where L is the largest curvature of a row, times its weight over the mean weight. Rows in a
+    fixed cyclic order are bad for it: `next_row()` draws them. `d` is summed again from the table
+    in float64 every `rows` steps, which costs a read of one row per step on average.
 
     Args:
         rows: the number of rows, at least 1. The table takes that many times the memory of
@@ -417,9 +417,8 @@ class SAGA(_RowMethod):
     ```
 
     `c` is the number of rows seen so far, `m` the sum of their weights. The mean of a step over all
-    rows, drawn uniformly, is the full gradient's. It converges with a constant `lr` of 1/(3 L),
-    where L is the largest curvature of a row, times its weight over the mean weight. Rows in a
-    fixed cyclic order are bad for it: `next_row()` draws them.
+    rows, drawn uniformly, is the full gradient's. It converges with a constant `lr` of 1/(3 L), L
+    as for `SAG`. Rows in a fixed cyclic order are bad for it: `next_row()` draws them.
 
     Args:
         l1: the factor of the sum of magnitudes in the objective, at least 0, default 0.
