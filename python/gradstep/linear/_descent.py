@@ -340,7 +340,7 @@ class GDRegressor(LinearRegressor, Descent):
         fit_intercept: default True.
         max_iter: the most epochs, default 1000.
         tol: stop when the norm of the gradient over all rows is at most `tol` times that at
-            coefficients of 0; at least 0, default 1e-4. With batches it takes a pass per epoch to
+            coefficients of 0; at least 0, default 1e-3. With batches it takes a pass per epoch to
             know. None for no such test, and no warning that it has not been met.
         patience: stop after so many epochs without a better loss, of the rows held out where there
             are some. None (default) for any number.
@@ -393,7 +393,7 @@ class GDRegressor(LinearRegressor, Descent):
         alpha: float = 1e-4,
         fit_intercept: bool = True,
         max_iter: int = 1000,
-        tol: float | None = 1e-4,
+        tol: float | None = 1e-3,
         patience: int | None = None,
         validation_fraction: float = 0.0,
         shuffle: bool = True,
@@ -501,7 +501,7 @@ class GDClassifier(LinearClassifier, Descent):
         alpha: float = 1e-4,
         fit_intercept: bool = True,
         max_iter: int = 1000,
-        tol: float | None = 1e-4,
+        tol: float | None = 1e-3,
         patience: int | None = None,
         validation_fraction: float = 0.0,
         shuffle: bool = True,
