@@ -444,6 +444,18 @@ def test_tolerance_is_relative_to_the_gradient_at_0():
         assert model.history_.reason.startswith("callback: converged asked to stop after epoch")
 
 
+def test_tolerance_of_batches_looks_at_all_rows():
+    """The norms of single rows stay large where the targets have noise."""
+    lr = gs.schedules.inverse_time(0.02, 0.01)
+    options = {"batch_size": 5, "alpha": 0.1, "tol": 2e-3, "max_iter": 5000, "random_state": 0}
+    model = GDRegressor(lr=lr, **options).fit(X, Y)
+    assert model.history_.stop == "callback"
+    slopes = X @ model.coef_ + model.intercept_ - Y
+    norm = math.hypot(*(X.T @ slopes / 60 + 0.1 * model.coef_), slopes.mean())
+    limit = 2e-3 * math.hypot(*(X.T @ Y / 60), Y.mean())
+    assert norm <= limit < min(model.history_["grad_norm"])
+
+
 def test_no_convergence_is_told_with_numbers_and_advice():
     with pytest.warns(ConvergenceWarning) as caught:
         model = GDRegressor(max_iter=2).fit(X, Y)

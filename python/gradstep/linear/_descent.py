@@ -368,11 +368,11 @@ class GDRegressor(LinearRegressor, Descent):
         >>> import numpy as np
         >>> from gradstep.linear import GDRegressor
         >>> x = np.array([[0.0], [1.0], [2.0]])
-        >>> model = GDRegressor(alpha=0.0, rule_options={"momentum": 0.5}).fit(x, 1 + 2 * x[:, 0])
+        >>> model = GDRegressor(alpha=0.0, tol=1e-6).fit(x, 1 + 2 * x[:, 0])
         >>> model.predict([[10.0]]).round(2)
         array([21.])
-        >>> model.history_.stop
-        'callback'
+        >>> model.history_.reason
+        'callback: converged asked to stop after epoch ...'
 
     References:
         Cauchy, Methode generale pour la resolution des systemes d'equations simultanees, 1847;
