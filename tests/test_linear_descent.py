@@ -431,6 +431,12 @@ def test_auto_of_data_without_curvature():
     np.testing.assert_array_equal(model.coef_, 0)
 
 
+@pytest.mark.parametrize("x", [1e200 * X, (1e25 * X).astype(np.float32)], ids=["f8", "f4"])
+def test_auto_of_data_whose_squares_overflow(x):
+    with pytest.raises(ValueError, match=r"X must have squares that float\d\d can hold, got \d"):
+        GDRegressor().fit(x, Y)
+
+
 # Why it stops
 
 

@@ -190,7 +190,7 @@ class Descent(LinearModel):
         else:
             opt = rule(params, lr=0.0, **options)
             curvature = self._curvature(loss, x, weights)
-            lr = 0.5 * max_stable_lr(rule, curvature, **options) if curvature > 0 else 1.0
+            lr = 1.0 if curvature == 0 else 0.5 * max_stable_lr(rule, curvature, **options)
             if self._rows_in_batch(x) < len(x):
                 # Momentum adds the noise of batches up as it does their gradients. So their sum,
                 # 1 / (1 - momentum) steps, keeps to what is stable without momentum.
@@ -210,6 +210,11 @@ class Descent(LinearModel):
         squares = np.einsum("ij,ij->i", x, x) + float(self.fit_intercept)
         worst = float(np.max(squares if weights is None else weights * squares))
         overall = _largest_eigenvalue(x, weights, self.fit_intercept)
+        if not math.isfinite(worst + overall):
+            raise ValueError(
+                f"X must have squares that {x.dtype} can hold, got {np.abs(x).max()}: scale the "
+                "features, or give lr"
+            )
         seen = batch_curvature(overall, worst, len(x), self._rows_in_batch(x))
         # The hinge has none. Weights about as large as those that fit targets of 1 make its margin.
         return losses.CURVATURES.get(loss, 1.0) * seen + self.alpha
