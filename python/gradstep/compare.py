@@ -145,6 +145,13 @@ def over_curvature(factor: float) -> LearningRate:
     return lambda problem, batch_size: factor / problem.curvature(batch_size)
 
 
+def half_the_bound(cls: type[Optimizer], **options: Any) -> LearningRate:
+    """Half of the largest stable lr."""
+    return lambda problem, batch_size: (
+        0.5 * max_stable_lr(cls, problem.curvature(batch_size), **options)
+    )
+
+
 def of_weights(factor: float) -> LearningRate:
     """lr = factor x the size of the weights, for rules whose step is about lr in each weight."""
     return lambda problem, _: factor * problem.weight_size
@@ -183,7 +190,7 @@ RULES: Mapping[str, Recipe] = {
     "SAG": Recipe(SAG, over_curvature(1), "#CC79A7", options=_CAREFUL),
     "WindowSAG": Recipe(
         WindowSAG,
-        over_curvature(0.5 * max_stable_lr(WindowSAG, 1.0, window=WINDOW)),
+        half_the_bound(WindowSAG, window=WINDOW),
         "#CC79A7",
         "--",
         {"window": WINDOW, **_CAREFUL},

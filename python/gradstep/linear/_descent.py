@@ -190,7 +190,7 @@ class Descent(LinearModel):
         else:
             opt = rule(params, lr=0.0, **options)
             curvature = self._curvature(loss, x, weights)
-            lr = 0.5 * max_stable_lr(rule, curvature, **options) if curvature > 0 else 1.0
+            lr = 1.0 if curvature == 0 else 0.5 * max_stable_lr(rule, curvature, **options)
             if self._rows_in_batch(x) < len(x):
                 # Momentum adds the noise of batches up as it does their gradients. So their sum,
                 # 1 / (1 - momentum) steps, keeps to what is stable without momentum.
@@ -210,6 +210,11 @@ class Descent(LinearModel):
         squares = np.einsum("ij,ij->i", x, x) + float(self.fit_intercept)
         worst = float(np.max(squares if weights is None else weights * squares))
         overall = _largest_eigenvalue(x, weights, self.fit_intercept)
+        if not math.isfinite(worst + overall):
+            raise ValueError(
+                f"X must have squares that {x.dtype} can hold, got {np.abs(x).max()}: scale the "
+                "features, or give lr"
+            )
         seen = batch_curvature(overall, worst, len(x), self._rows_in_batch(x))
         # The hinge has none. Weights about as large as those that fit targets of 1 make its margin.
         return losses.CURVATURES.get(loss, 1.0) * seen + self.alpha
@@ -340,7 +345,7 @@ class GDRegressor(LinearRegressor, Descent):
         fit_intercept: default True.
         max_iter: the most epochs, default 1000.
         tol: stop when the norm of the gradient over all rows is at most `tol` times that at
-            coefficients of 0; at least 0, default 1e-4. With batches it takes a pass per epoch to
+            coefficients of 0; at least 0, default 1e-3. With batches it takes a pass per epoch to
             know. None for no such test, and no warning that it has not been met.
         patience: stop after so many epochs without a better loss, of the rows held out where there
             are some. None (default) for any number.
@@ -368,11 +373,11 @@ class GDRegressor(LinearRegressor, Descent):
         >>> import numpy as np
         >>> from gradstep.linear import GDRegressor
         >>> x = np.array([[0.0], [1.0], [2.0]])
-        >>> model = GDRegressor(alpha=0.0, rule_options={"momentum": 0.5}).fit(x, 1 + 2 * x[:, 0])
+        >>> model = GDRegressor(alpha=0.0, tol=1e-6).fit(x, 1 + 2 * x[:, 0])
         >>> model.predict([[10.0]]).round(2)
         array([21.])
-        >>> model.history_.stop
-        'callback'
+        >>> model.history_.reason
+        'callback: converged asked to stop after epoch ...'
 
     References:
         Cauchy, Methode generale pour la resolution des systemes d'equations simultanees, 1847;
@@ -393,7 +398,7 @@ class GDRegressor(LinearRegressor, Descent):
         alpha: float = 1e-4,
         fit_intercept: bool = True,
         max_iter: int = 1000,
-        tol: float | None = 1e-4,
+        tol: float | None = 1e-3,
         patience: int | None = None,
         validation_fraction: float = 0.0,
         shuffle: bool = True,
@@ -501,7 +506,7 @@ class GDClassifier(LinearClassifier, Descent):
         alpha: float = 1e-4,
         fit_intercept: bool = True,
         max_iter: int = 1000,
-        tol: float | None = 1e-4,
+        tol: float | None = 1e-3,
         patience: int | None = None,
         validation_fraction: float = 0.0,
         shuffle: bool = True,
