@@ -56,9 +56,12 @@ Variant variant_named(const std::string& name) {
 // Zeros at a cache line. `place` keeps arrays that are swept together apart in the low bits of their addresses, by
 // which some processors confuse a load with an earlier store.
 Doubles zeros(std::vector<py::ssize_t> shape, int place) {
-  constexpr std::size_t page = 4096, stagger = 1024;
+  constexpr std::size_t page = 4096, stagger = 1024, most = std::size_t{1} << 62;
   std::size_t bytes = sizeof(double);
-  for (const py::ssize_t size : shape) bytes *= static_cast<std::size_t>(size);
+  for (const py::ssize_t size : shape) {
+    if (static_cast<std::size_t>(size) > most / bytes) throw std::bad_alloc();
+    bytes *= static_cast<std::size_t>(size);
+  }
   const std::size_t offset = stagger * static_cast<std::size_t>(place);
   char* const room = static_cast<char*>(::operator new(bytes + offset + page, std::align_val_t(page)));
   std::memset(room + offset, 0, bytes);
@@ -68,6 +71,12 @@ Doubles zeros(std::vector<py::ssize_t> shape, int place) {
 
 void require(bool condition, const char* message) {
   if (!condition) throw py::value_error(message);
+}
+
+// In the byte order of this machine.
+template <class T>
+bool holds(const py::array& array) {
+  return py::isinstance<py::array_t<T>>(array);
 }
 
 bool is_plain(const py::array& array) {
@@ -87,6 +96,7 @@ class FiniteSum {
       take_dense(*dense);
     else
       take_sparse(std::get<SparseRows>(rows));
+    const FloatMode mode(Denormals::keep);
     take_targets();
     take_weights();
     const bool is_dense = layout_ == Layout::dense;
@@ -127,7 +137,7 @@ class FiniteSum {
     const LinearKernels& kernels = this->kernels();
     const py::gil_scoped_release release;
     const FloatMode mode(Denormals::keep);
-    Room room(problem_.outputs, width_);
+    Room room(problem_.outputs, layout_ == Layout::dense ? width_ : 0);
     kernels.descend(problem_, model, room.scratch, plan, descent);
   }
 
@@ -175,10 +185,13 @@ class FiniteSum {
     const LinearKernels& kernels = this->kernels();
     const std::int64_t outputs = problem_.outputs, size = into.size(), numbers = size + outputs + 1;
     const py::gil_scoped_release release;
-    const std::vector<double> sums =
-        sum_over_rows(numbers, width_ * outputs, [&](std::int64_t begin, std::int64_t end, double* part) {
-          Room room(outputs, width_);
-          part[size + outputs] = kernels.add_gradient(problem_, model, room.scratch, begin, end, part, part + size);
+    const FloatMode mode(Denormals::keep);
+    std::vector<Room> rooms;  // made here, because nothing can catch what a thread of OpenMP throws
+    for (std::int64_t b = 0; b < blocks_of(numbers).count; ++b) rooms.emplace_back(outputs, 0);
+    const std::vector<double> sums = sum_over_rows(
+        numbers, values_per_row_ * outputs, [&](std::int64_t b, std::int64_t begin, std::int64_t end, double* part) {
+          const Scratch& scratch = rooms[static_cast<std::size_t>(b)].scratch;
+          part[size + outputs] = kernels.add_gradient(problem_, model, scratch, begin, end, part, part + size);
         });
     std::copy_n(sums.data(), size, model.sum);
     std::copy_n(sums.data() + size, outputs, model.intercept_sum);
@@ -203,9 +216,8 @@ class FiniteSum {
   }
 
   void take_values(const py::array& values) {
-    single_precision_ = values.dtype().num() == py::dtype::num_of<float>();
-    if (!single_precision_ && values.dtype().num() != py::dtype::num_of<double>())
-      throw py::type_error("rows must be float32 or float64");
+    single_precision_ = holds<float>(values);
+    if (!single_precision_ && !holds<double>(values)) throw py::type_error("rows must be float32 or float64");
     require(values.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_, "rows must be aligned to their elements");
     problem_.rows.values = values.data();
   }
@@ -219,7 +231,7 @@ class FiniteSum {
     r.features = rows.shape(1);
     r.stride = r.count == 1 ? r.features : rows.strides(0) / item_size;
     require((r.features == 1 || rows.strides(1) == item_size) && r.stride >= r.features, "rows must be contiguous");
-    width_ = round_up(r.features, row_lanes);
+    width_ = values_per_row_ = round_up(r.features, row_lanes);
     const std::int64_t inside = (r.count - 1) * r.stride + r.features;  // elements that may be read
     r.tails_begin = inside < width_ ? 0 : (inside - width_) / r.stride + 1;
     tails_.resize(static_cast<std::size_t>((r.count - r.tails_begin) * width_ * item_size));
@@ -251,9 +263,10 @@ class FiniteSum {
   void take_sparse(const SparseRows& rows) {
     const auto& [values, columns, offsets, features] = rows;
     take_values(values);
-    const bool wide = columns.dtype().num() == py::dtype::num_of<std::int64_t>();
-    require(wide || columns.dtype().num() == py::dtype::num_of<std::int32_t>(), "columns must be int32 or int64");
-    require(offsets.dtype().num() == columns.dtype().num(), "offsets must be of the type of the columns");
+    const bool wide = holds<std::int64_t>(columns);
+    if (!wide && !holds<std::int32_t>(columns)) throw py::type_error("columns must be int32 or int64");
+    if (wide ? !holds<std::int64_t>(offsets) : !holds<std::int32_t>(offsets))
+      throw py::type_error("offsets must be of the type of the columns");
     require(is_plain(values) && is_plain(columns) && is_plain(offsets), "rows must be contiguous");
     require(values.ndim() == 1 && columns.ndim() == 1 && offsets.ndim() == 1 && offsets.size() > 1 && features > 0,
             "rows must be a table that is not empty");
@@ -268,6 +281,7 @@ class FiniteSum {
       check_sparse<std::int64_t>(values, columns, offsets);
     else
       check_sparse<std::int32_t>(values, columns, offsets);
+    values_per_row_ = 1 + values.size() / r.count;
     rows_ = py::make_tuple(values, columns, offsets);
   }
 
@@ -275,8 +289,11 @@ class FiniteSum {
     const bool labels = problem_.loss != Loss::least_squares && problem_.loss != Loss::huber;
     require(count() <= std::numeric_limits<std::uint32_t>::max(), "rows are drawn by 32-bit numbers");
     problem_.targets_per_row = labels ? 1 : problem_.outputs;
-    require(targets_.size() == count() * problem_.targets_per_row, "a target per row and output");
+    require(targets_.size() % count() == 0 && targets_.size() / count() == problem_.targets_per_row,
+            "a target per row and output");
+    require(is_plain(targets_), "targets must be aligned to their elements");
     require(problem_.loss != Loss::logistic || problem_.outputs == 1, "logistic loss has one output");
+    require(problem_.loss != Loss::softmax || problem_.outputs > 1, "softmax loss has several outputs");
     const double* const target = targets_.data();
     const double classes = static_cast<double>(std::max<std::int64_t>(problem_.outputs, 2));
     for (py::ssize_t i = 0; i < targets_.size(); ++i)
@@ -291,6 +308,7 @@ class FiniteSum {
     problem_.total_weight = static_cast<double>(count());
     if (!weights_) return;
     require(weights_->size() == count(), "a weight per row");
+    require(is_plain(*weights_), "weights must be aligned to their elements");
     const double* const weight = weights_->data();
     double total = 0;
     for (std::int64_t i = 0; i < count(); ++i) {
@@ -333,14 +351,15 @@ class FiniteSum {
       if (!(problem_.weights[i] > 0)) others_[static_cast<std::size_t>(i)] = heaviest;
   }
 
-  // Sums over rows, block by block: `work(begin, end, part)` fills a part of so many numbers, and moves `size` of them
-  // per row.
-  std::vector<double> sum_over_rows(std::int64_t numbers, std::int64_t size,
-                                    const std::function<void(std::int64_t, std::int64_t, double*)>& work) const {
+  // Sums over rows, block by block: `work(block, begin, end, part)` fills a part of so many numbers, and moves `size`
+  // of them per row.
+  std::vector<double> sum_over_rows(
+      std::int64_t numbers, std::int64_t size,
+      const std::function<void(std::int64_t, std::int64_t, std::int64_t, double*)>& work) const {
     const Blocks blocks = blocks_of(numbers);
     std::vector<double> parts(static_cast<std::size_t>(blocks.count * numbers));
     for_each(blocks.count, blocks.rows * size, get_num_threads(),
-             [&](std::int64_t b) { work(blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
+             [&](std::int64_t b) { work(b, blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
     for (std::int64_t b = 1; b < blocks.count; ++b)
       for (std::int64_t j = 0; j < numbers; ++j)
         parts[static_cast<std::size_t>(j)] += parts[static_cast<std::size_t>(b * numbers + j)];
@@ -363,8 +382,8 @@ class FiniteSum {
   void look_at_columns(bool centre) {
     const std::int64_t width = width_;
     const LinearKernels& kernels = this->kernels();
-    const std::vector<double> sums =
-        sum_over_rows(3 * width, width, [&](std::int64_t begin, std::int64_t end, double* part) {
+    const std::vector<double> sums = sum_over_rows(
+        3 * width, values_per_row_, [&](std::int64_t, std::int64_t begin, std::int64_t end, double* part) {
           kernels.add_columns(problem_, begin, end, part, part + width, part + 2 * width);
         });
     for (std::int64_t j = 0; j < problem_.rows.features; ++j) {
@@ -386,17 +405,19 @@ class FiniteSum {
     const LinearKernels& kernels = this->kernels();
     const Blocks blocks = blocks_of(1);
     std::vector<double> norms(static_cast<std::size_t>(blocks.count));
-    for_each(blocks.count, blocks.rows * width_, get_num_threads(), [&](std::int64_t b) {
+    for_each(blocks.count, blocks.rows * values_per_row_, get_num_threads(), [&](std::int64_t b) {
       norms[static_cast<std::size_t>(b)] = kernels.largest_norm(problem_, blocks.begin(b), blocks.end(b, count()));
     });
-    for (const double norm : norms) largest_norm = norm <= largest_norm ? largest_norm : norm;
+    for (const double norm : norms)
+      if (!(norm <= largest_norm || std::isnan(largest_norm))) largest_norm = norm;
   }
 
   Problem problem_{};
   Layout layout_ = Layout::dense;
   bool single_precision_ = false;
-  std::int64_t width_ = 0;  // numbers per output
-  py::object rows_;         // keeps the memory of the rows
+  std::int64_t width_ = 0;           // numbers per output
+  std::int64_t values_per_row_ = 0;  // of sparse rows on average
+  py::object rows_;                  // keeps the memory of the rows
   Doubles targets_;
   std::optional<Doubles> weights_;
   Doubles mean_;  // what is subtracted, in the type of the rows

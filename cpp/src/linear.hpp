@@ -16,7 +16,7 @@ enum class Loss { least_squares, huber, logistic, softmax, squared_hinge };
 enum class Variant { sag, saga, svrg };
 
 /// A dot product of dense rows is summed in so many lanes, the end of a row filled up with zeros. That is part of the
-/// definition of the result (linear/reference.py has it too), and weights and sums have room for it.
+/// definition of the result (linear/_reference.py has it too), and weights and sums have room for it.
 constexpr int row_lanes = 8;
 
 /// Scores and slopes of one row have room for a multiple of this many outputs.

@@ -15,7 +15,9 @@
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-inline std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // Labels are class numbers. With one output, class 1 is positive and class 0 negative; with several, each output has
 // its own class positive.

@@ -41,9 +41,14 @@ inline std::int64_t draw(const Draws& draws, std::int64_t rows, std::int64_t n) 
   return chance < draws.keep[row] ? row : draws.others[row];
 }
 
+// Dense rows are fetched so many bytes ahead: less does not hide the latency of memory, more fills the cache.
+constexpr std::int64_t bytes_ahead = 1500;
+
+constexpr std::int64_t rows_ahead(std::int64_t row_bytes) { return 1 + bytes_ahead / row_bytes; }
+
 // The rows drawn, a batch at a time, and beyond it as far as rows are looked at in advance.
 struct Order {
-  static constexpr std::int64_t batch = 256, most_ahead = 24;
+  static constexpr std::int64_t batch = 256, most_ahead = 1 + rows_ahead(row_lanes * sizeof(float));
   const Draws& draws;
   const std::int64_t count, ahead;
   std::int64_t begin = 0;
@@ -66,6 +71,9 @@ struct Order {
     return rows + (n - begin);
   }
 };
+
+// NaN is larger than all.
+inline double larger(double most, double x) { return x <= most || most != most ? most : x; }
 
 inline double soft_threshold(double x, double threshold) {
   const double above = x - threshold, below = x + threshold;
@@ -290,7 +298,7 @@ GRADSTEP_NOINLINE double largest_dense_norm(const Problem& problem, std::int64_t
   double most = 0.0;
   for (std::int64_t i = begin; i < end; ++i) {
     const double norm = squared_norm(in_place<T>(problem.rows, i), problem.rows.features);
-    most = weight_of(problem, i) > 0.0 && !(norm <= most) ? norm : most;
+    most = weight_of(problem, i) > 0.0 ? larger(most, norm) : most;
   }
   return most;
 }
@@ -325,9 +333,7 @@ GRADSTEP_NOINLINE void descend_dense_rows(const Problem& problem, const Model& m
   const Pull pull{1.0 - descent.lr * descent.l2, pace.of_sum, descent.lr * descent.l1};
   double own[3] = {};
   const Scratch scratch = single ? Scratch{own, own + 1, own + 2, shared.row, shared.next_row} : shared;
-  // Rows to come are fetched some 1,500 bytes ahead: less does not hide the latency of memory, more fills the cache.
-  const std::int64_t enough = 1 + 1500 / (width * static_cast<std::int64_t>(sizeof(T)));
-  const std::int64_t distance = enough < Order::most_ahead ? enough : Order::most_ahead - 1;
+  const std::int64_t distance = rows_ahead(width * static_cast<std::int64_t>(sizeof(T)));
   constexpr std::int64_t line = 64 / sizeof(T);
   Order order(draws, rows.count, distance + 1);
   double *room = scratch.row, *next_room = scratch.next_row;
@@ -439,7 +445,7 @@ GRADSTEP_NOINLINE double largest_sparse_norm(const Problem& problem, std::int64_
       const double value = static_cast<double>(row.values[j]);
       norm += value * value;
     }
-    most = weight_of(problem, i) > 0.0 && !(norm <= most) ? norm : most;
+    most = weight_of(problem, i) > 0.0 ? larger(most, norm) : most;
   }
   return most;
 }
