@@ -310,10 +310,11 @@ def test_many_rows_are_summed_in_their_order(rows, level):
 
 
 def drift(summed_again):
-    """The largest distance of d from the sum of y over 100,000 steps in float32, and a bound.
+    """How far d is from the sum of y at the end of 100,000 steps in float32, and a bound.
 
-    Between two sums, each step rounds a sum and a difference, by at most half a unit in the last
-    place of the largest number around.
+    The gradients are a thousand times as large in the first half, as those of a run that converges.
+    Between two sums, each step rounds a difference and a sum, by at most half a unit in the last
+    place of each.
     """
     rows, size = 50, 20
     table, d = np.zeros((rows, size), np.float32), np.zeros(size, np.float32)
@@ -327,22 +328,21 @@ def drift(summed_again):
     )
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal((997, size)).astype(np.float32)
-    order = rng.integers(rows, size=100_000).tolist()
     worst = largest = 0.0
-    for t, row in enumerate(order):
-        g = numbers[t % 997]
+    for t, row in enumerate(rng.integers(rows, size=100_000).tolist()):
+        g = numbers[t % 997] * np.float32(1000 if t < 50_000 else 1)
         plan.step([g], None, (t, [0.0, 1.0, float(rows)], 0.0, False, row))
-        if t % 37 == 0 or t > 99_900:
+        if t >= 99_000:
             worst = max(worst, np.abs(d - table.astype(np.float64).sum(axis=0)).max())
             largest = max(largest, np.abs(d).max() + 2 * np.abs(numbers).max())
-    return worst, rows * largest * 2.0**-23
+    return worst, rows * largest * 2.0**-24
 
 
 def test_float32_does_not_drift():
     worst, bound = drift(summed_again=True)
     assert worst <= bound
     worst, bound = drift(summed_again=False)
-    assert worst > bound, "the case that this test is for did not occur"
+    assert worst > 10 * bound, "the case that this test is for did not occur"
 
 
 # Gradients that are not finite ------------------------------------------------------------------
