@@ -174,11 +174,15 @@ class LinearClassifier(ClassifierMixin, LinearModel):
         x, y = self._validated(X, y, resume)
         check_classification_targets(y)
         weights = relative_weights(sample_weight, x)
-        if not resume:
-            self.classes_ = unique_labels(y if classes is None else classes)
-        encoder = LabelEncoder()
-        encoder.classes_ = self.classes_
-        codes = encoder.transform(y)
+        if not resume and classes is None:
+            # One sort of the labels, where an encoder would take three.
+            self.classes_, codes = np.unique(y, return_inverse=True)
+        else:
+            if not resume:
+                self.classes_ = unique_labels(classes)
+            encoder = LabelEncoder()
+            encoder.classes_ = self.classes_
+            codes = encoder.transform(y)
         # A weight of 0 leaves a row out.
         counted = codes if weights is None else codes[weights > 0]
         present = (
