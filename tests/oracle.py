@@ -156,3 +156,13 @@ def python(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def ridge(x, y, alpha, weights=None):
+    """The minimum of the weighted mean of half the squares, plus the penalty; and its intercept."""
+    s = np.ones(len(x)) if weights is None else weights
+    mean, target = np.average(x, axis=0, weights=s), np.average(y, axis=0, weights=s)
+    centred = x - mean
+    gram = (s * centred.T) @ centred / s.sum() + alpha * np.eye(x.shape[1])
+    coef = np.linalg.solve(gram, (s * centred.T) @ (y - target) / s.sum())
+    return coef.T, target - mean @ coef

@@ -25,7 +25,7 @@ from gradstep.linear import GDClassifier, GDRegressor
 from gradstep.linear._base import relative_weights
 from gradstep.linear._descent import _largest_eigenvalue
 from gradstep.stability import max_stable_lr
-from oracle import python
+from oracle import python, ridge
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4)) * [1.0, 2.0, 0.5, 1.0] + [0.0, 1.0, 0.0, 3.0]
@@ -65,16 +65,6 @@ def test_manners_of_scikit_learn(estimator, check):
 
 
 # What the optimum is
-
-
-def ridge(x, y, alpha, weights=None):
-    """The minimum of the weighted mean of half the squares, plus the penalty; and its intercept."""
-    s = np.ones(len(x)) if weights is None else weights
-    mean, target = np.average(x, axis=0, weights=s), np.average(y, axis=0, weights=s)
-    centred = x - mean
-    gram = (s * centred.T) @ centred / s.sum() + alpha * np.eye(x.shape[1])
-    coef = np.linalg.solve(gram, (s * centred.T) @ (y - target) / s.sum())
-    return coef.T, target - mean @ coef
 
 
 #: Each reaches the optimum of a problem with noise by full batches.

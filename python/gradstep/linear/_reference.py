@@ -111,7 +111,7 @@ def soft_threshold(x: Array, threshold: Array | float) -> Array:
     return np.where(x - threshold > 0, x - threshold, np.where(np.isnan(x), x, kept))
 
 
-# Losses: of the scores z and the target y of one row, the slopes and the value ---------------------
+# Losses: of the scores z and the target y of one row, the slopes and the value --------------------
 
 
 def least_squares(z: Array, y: Array, delta: float) -> tuple[Array, float]:
@@ -163,7 +163,7 @@ LOSSES: Mapping[str, Callable[[Array, Array, float], tuple[Array, float]]] = {
 }
 
 
-# Rows: how they are read, and what a step at one of them moves -------------------------------------
+# Rows: how they are read, and what a step at one of them moves ------------------------------------
 
 
 class DenseRows:

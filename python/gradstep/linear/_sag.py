@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call
 
 from .. import _checks as check
 from .. import _core
+from .._memory import available_bytes
 from ..losses import CURVATURES
 from ..stability import max_stable_lr
 from ._base import Array, LinearClassifier, LinearModel, LinearRegressor
@@ -202,10 +203,17 @@ class Descent:
         l1: float,
         fit_intercept: bool,
     ) -> None:
-        self.rows, self.features = x.shape
+        self.rows: int = x.shape[0]
+        self.features: int = x.shape[1]
         self.dtype, self.loss, self.variant = x.dtype, loss, variant
         self.l2, self.l1, self.fit_intercept = l2, l1, fit_intercept
         self.is_sparse = sparse.issparse(x)
+        needed, free = 8 * self.rows * outputs, available_bytes()
+        if needed > free:
+            raise MemoryError(
+                f"a table of {self.rows} rows x {outputs} outputs takes {needed / 1e9:.1f} GB of "
+                f"memory, {free / 1e9:.1f} are free"
+            )
         self.sum = _core.FiniteSum(
             canonical(x) if self.is_sparse else contiguous(x),
             np.ascontiguousarray(targets, np.float64),
@@ -234,25 +242,28 @@ class Descent:
             # A column that no row holds is never stepped at; its optimum is 0.
             if self.is_sparse:
                 self._coef()[self.sum.coverage == 0] = 0
-            self.sum.intercept[...] = (bias + self.means @ weight) * self.fit_intercept
+            self.sum.intercept[...] = (bias + self._shift(weight)) * self.fit_intercept
             self.sum.snapshot()
 
     def end(self) -> tuple[Array, Array]:
         """Weight and bias, in the dtype of the rows."""
         weight = self._coef()
-        bias = self.sum.intercept - self.means @ weight
+        bias = self.sum.intercept - self._shift(weight)
         return weight.astype(self.dtype), (bias * self.fit_intercept).astype(self.dtype)
 
     def stable_lr(self) -> float:
         """The learning rate of the variant for the largest curvature of a row."""
-        norm = self.sum.largest_norm + self.fit_intercept
+        norm: float = self.sum.largest_norm + self.fit_intercept
         curvature = CURVATURES[self.loss] * norm + self.l2
         if curvature == 0:
             return 1.0
+        if not math.isfinite(curvature):
+            raise ValueError("X must have rows with finite squares, got numbers too large for that")
         if self.variant != "saga":
             return max_stable_lr(self.variant, curvature)
         # The strong convexity is known, and Defazio et al. 2014, theorem 1, use it.
-        return max(max_stable_lr("saga", curvature), 0.5 / (curvature + self.rows * self.l2))
+        known = 1 / (2 * (curvature + self.rows * self.l2))
+        return max(max_stable_lr("saga", curvature), known)
 
     def epoch(self, lr: float, seed: int, draws: int) -> None:
         self.sum.descend(
@@ -280,16 +291,11 @@ class Descent:
         return coef if self.is_sparse else coef[:, : self.features].T
 
     def _norm(self, total: Array, intercept_total: Array, l1: float) -> float:
-        """The norm of the objective's gradient; with `l1`, of the subgradient that is least."""
-        coef = self.sum.coef
-        with np.errstate(all="ignore"):
-            gradient = total / self.sum.total_weight + self.l2 * coef
-            if l1 > 0:
-                at_zero = np.sign(gradient) * np.maximum(np.abs(gradient) - l1, 0)
-                gradient = np.where(coef == 0, at_zero, gradient + l1 * np.sign(coef))
-            intercept = intercept_total / self.sum.total_weight * self.fit_intercept
-            square = np.vdot(gradient, gradient) + np.vdot(intercept, intercept)
-            return float(np.sqrt(square))
+        return self.sum.gradient_norm(total, intercept_total, self.l2, l1, self.fit_intercept)
+
+    def _shift(self, weight: Array) -> Array:
+        """What centring takes from the intercepts. BLAS has other bits on other processors."""
+        return np.asarray(np.cumsum(self.means[:, np.newaxis] * weight, axis=0)[-1])
 
 
 def contiguous(x: Array) -> Array:
@@ -327,7 +333,7 @@ def null_intercept(loss: str, targets: Array, weights: Array | None, outputs: in
     shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
     if loss == "squared_hinge":
         return np.asarray(2 * (shares[1:] if outputs == 1 else shares) - 1)
-    logs = np.log(shares)
+    logs = _core.log(shares)  # whose bits no processor changes
     return np.asarray(logs[1:] - logs[0] if outputs == 1 else logs - logs.mean())
 
 
