@@ -415,7 +415,7 @@ void define_finite_sum(py::module_& m) {
                     double, bool>(),
            py::arg("rows"), py::arg("targets"), py::arg("weights"), py::arg("loss"), py::arg("outputs"),
            py::arg("delta"), py::arg("centre"),
-           "Rows are a table, or of CSR (values, columns, offsets, number of features). They are not copied.")
+           "Rows are a table, or of CSR (values, columns, offsets, features), and are not copied.")
       .def("snapshot", &FiniteSum::snapshot,
            "Form all slopes at the present weights, and so the table and its sum; return the mean loss.")
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),

@@ -142,7 +142,7 @@ class FiniteSum:
         centre: bool,
     ) -> None:
         """
-        Rows are a table, or of CSR (values, columns, offsets, number of features). They are not copied.
+        Rows are a table, or of CSR (values, columns, offsets, features), and are not copied.
         """
     def descend(
         self,
