@@ -20,6 +20,8 @@ from gradstep.optimizers import CLASSES
 ROUNDS = {1_000: 301, 100_000: 51, 10_000_000: 9}
 #: What classes need beside the parameters, and functions beside the arrays.
 NEEDED = {"lr": 1e-3, "window": 3, "rows": 2, "momentum": 0.9, "beta": 0.9, "seen": 10.0}
+NEEDED |= {"row_weight": 1.5, "weight_seen": 12.0, "rows_seen": 10.0, "l1": 0.1}
+NEEDED |= {"full_gradient": lambda params: 0.5 * params}
 
 
 class Side:
@@ -70,7 +72,11 @@ def test_class(benchmark, cls, size):
     """`opt.step(g)`, as most users call it."""
     opts = [c(numbers(size), **needed(c)) for c in (cls, reference.in_numpy(cls))]
     g = numbers(size)
-    steps = [lambda o=opt: o.step(g, **({"row": 0} if cls is gs.SAG else {})) for opt in opts]
+    beside = {gs.SAG: {"row": 0}, gs.SAGA: {"row": 0}, gs.SVRG: {"snapshot_grads": numbers(size)}}
+    for opt in opts:
+        if cls is gs.SVRG:
+            opt.take_snapshot()
+    steps = [lambda o=opt: o.step(g, **beside.get(cls, {})) for opt in opts]
     arrays = [[opt.params, *opt.state.values()] for opt in opts]
     compete(benchmark, f"{cls.__name__}.step", size, *steps, arrays)
 

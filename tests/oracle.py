@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gradstep as gs
 from gradstep import _core, reference
 
 RULES = {rule.name: rule for rule in _core.rules()}
@@ -39,7 +41,40 @@ HYPER = {
     "beta2": 0.97,
     "bias_correction": True,
     "seen": 3.0,
+    "row_weight": 1.7,
+    "weight_seen": 4.6,
+    "rows_seen": 3.0,
+    "l1": 0.3,
 }
+
+
+def full_gradient(params):
+    """Of some quadratic function, in the structure of the parameters."""
+    if isinstance(params, np.ndarray):
+        return (params - 0.5) * params.dtype.type(0.3)
+    if isinstance(params, dict):
+        return {key: full_gradient(param) for key, param in params.items()}
+    return [full_gradient(param) for param in params]
+
+
+#: What classes need beside the parameters. `every` is not needed, but then a call is.
+NEEDED = {"lr": 0.1, "window": 3, "rows": 4, "full_gradient": full_gradient, "every": 4}
+
+
+def needed(cls) -> dict:
+    parameters = list(inspect.signature(cls).parameters.values())[1:]
+    return {p.name: NEEDED[p.name] for p in parameters if p.default is p.empty or p.name == "every"}
+
+
+def beside(opt, grads, t: int = 0) -> dict:
+    """What the step of an optimizer needs beside the gradients."""
+    if isinstance(opt, (gs.SAG, gs.SAGA)):
+        return {"row": [0, 2, 2, 1, 3, 0, 1][t % 7]}
+    if isinstance(opt, gs.SVRG):
+        if isinstance(grads, list):
+            return {"snapshot_grads": [g * g.dtype.type(0.7) for g in grads]}
+        return {"snapshot_grads": np.asarray(grads * grads.dtype.type(0.7))}
+    return {}
 
 
 def hyper_of(rule: str) -> dict[str, float]:
@@ -66,6 +101,8 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, message: str = ""
     assert actual.shape == expected.shape, message
 
     def bits(x: np.ndarray) -> np.ndarray:
+        if x.dtype.kind != "f":
+            return x
         return np.where(np.isnan(x), x.dtype.type(np.nan), x).view(f"u{x.itemsize}")
 
     np.testing.assert_array_equal(bits(actual), bits(expected), err_msg=message)

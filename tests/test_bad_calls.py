@@ -322,12 +322,12 @@ def test_sag_marks_no_row_when_the_gradient_is_bad():
         (lambda w: functional.sgd(w, ones(), t=2**53 + 1), ValueError, "t must be at most 2**53"),
         (lambda w: functional.momentum(w, ones(), ones(5, 3), lr=1), ValueError, "v must have the"),
         (
-            lambda w: functional.sag(w, ones(), ones(), ones(0, 3), lr=1, seen=1),
+            lambda w: functional.window_sag(w, ones(), ones(), ones(0, 3), lr=1, seen=1),
             ValueError,
             "y must have the shape of param, (3,), got (0, 3)",
         ),
         (
-            lambda w: functional.sag(w, ones(), ones(5, 3), ones(), lr=1, seen=1),
+            lambda w: functional.window_sag(w, ones(), ones(5, 3), ones(), lr=1, seen=1),
             ValueError,
             "d must have the shape of param, (3,), got (5, 3)",
         ),

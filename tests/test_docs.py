@@ -17,7 +17,7 @@ from gradstep.optimizers import CLASSES
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
-    name for _, name, _ in pkgutil.iter_modules(gs.__path__, "gradstep.") if "_core" not in name
+    name for _, name, _ in pkgutil.walk_packages(gs.__path__, "gradstep.") if "_core" not in name
 ]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 

@@ -24,8 +24,10 @@ from oracle import (
     SPAN,
     THREADS,
     assert_same_bits,
+    beside,
     hyper_of,
     mild,
+    needed,
     python,
 )
 
@@ -234,10 +236,7 @@ def test_clipping_an_exploded_gradient(dtype, flush, level):
 
 
 def make(cls, params, **options):
-    needed = {"lr": 0.1, "window": 3, "rows": 4}
-    parameters = inspect.signature(cls).parameters.values()
-    given = {p.name: needed[p.name] for p in parameters if p.name in needed}
-    return cls(params, **given, **options)
+    return cls(params, **needed(cls), **options)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -247,15 +246,14 @@ def test_a_skipped_step_changes_nothing(cls, bad, where):
     rng = np.random.default_rng(5)
     params = [mild(rng, 2 * SPAN + 5, np.float32), mild(rng, 3, np.float64)]
     opt = make(cls, params, skip_nonfinite=True)
-    row = {"row": 1} if cls is gs.SAG else {}
     good = [mild(rng, p.size, p.dtype) for p in params]
-    assert not opt.step(good, **row).skipped
+    assert not opt.step(good, **beside(opt, good, 1)).skipped
     before = opt.state_dict(), [p.copy() for p in params]
     grads = [g.copy() for g in good]
     grads[0][where] = bad
     kept = [g.copy() for g in grads]
-    row = {"row": 2} if cls is gs.SAG else {}
-    result = opt.step(grads, **row, clip_norm=1.0, zero_grad=True)
+    clip = {} if cls is gs.SVRG else {"clip_norm": 1.0}
+    result = opt.step(grads, **beside(opt, good, 3), **clip, zero_grad=True)
     assert result.skipped
     assert not result.clipped
     assert not math.isfinite(result.grad_norm)
@@ -266,8 +264,8 @@ def test_a_skipped_step_changes_nothing(cls, bad, where):
     # And it goes on as if nothing had been.
     other = make(cls, [p.copy() for p in params])
     other.load_state_dict(before[0])
-    opt.step(good, **row)
-    other.step(good, **row)
+    opt.step(good, **beside(opt, good, 3))
+    other.step(good, **beside(opt, good, 3))
     for a, b in zip(opt._arrays(), other._arrays(), strict=True):
         assert_same_bits(a, b)
 
@@ -404,7 +402,10 @@ def test_options_of_every_class(cls):
             make(cls, np.ones(3), **{name: 0.5})
     assert "options" not in parameters
     shown = inspect.signature(cls.step).parameters
-    assert shown.keys() - {"row"} == inspect.signature(gs.Optimizer.step).parameters.keys()
+    assert (
+        shown.keys() - {"row", "snapshot_grads"}
+        == inspect.signature(gs.Optimizer.step).parameters.keys()
+    )
 
 
 def test_classes_of_users_keep_their_signatures():
@@ -462,6 +463,7 @@ def test_scalars_of_a_step_that_another_thread_took_are_refused():
     """SAG's row, WindowSAG's place in the ring and a schedule's rate belong to one step."""
     for make_opt, own, other in (
         (lambda p: gs.SAG(p, lr=0.0, rows=2), {"row": 0}, {"row": 1}),
+        (lambda p: gs.SAGA(p, lr=0.0, rows=2), {"row": 0}, {"row": 1}),
         (lambda p: gs.WindowSAG(p, lr=0.0, window=2), {}, {}),
         (lambda p: gs.SGD(p, lr=lambda t: 0.0), {}, {}),
     ):
@@ -480,7 +482,7 @@ def test_scalars_of_a_step_that_another_thread_took_are_refused():
         assert opt.t == 1
         if "y" in opt.state:
             assert sorted(opt.state["y"][key].ravel()) == [0.0, 11.0]
-        if isinstance(opt, gs.SAG):
+        if "row" in own:
             assert opt.state_dict()["counters"]["seen"].tolist() == [False, True]
 
 

@@ -13,16 +13,7 @@ import pytest
 import gradstep as gs
 from gradstep import _core, functional, reference
 from gradstep.optimizers import CLASSES
-from oracle import DTYPES, RULES, assert_same_bits, mild
-
-#: What classes need beside the parameters.
-NEEDED = {"lr": 0.1, "window": 3, "rows": 4}
-
-
-def needed(cls):
-    parameters = list(inspect.signature(cls).parameters.values())[1:]
-    return {p.name: NEEDED[p.name] for p in parameters if p.default is p.empty}
-
+from oracle import DTYPES, RULES, assert_same_bits, beside, full_gradient, mild, needed
 
 #: Every class as it comes, and with the options that pick another rule or change its numbers.
 VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
@@ -40,6 +31,10 @@ VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
     (gs.Adam, {"bias_correction": False}),
     (gs.AdamW, {"amsgrad": True, "weight_decay": 0.3}),
     (gs.WindowSAG, {"lr": 0.1, "window": 1}),
+    (gs.SAG, {"lr": 0.1, "rows": 4, "row_weights": [1.0, 0.3, 2.5, 1.0]}),
+    (gs.SAGA, {"lr": 0.1, "rows": 4, "l1": 0.2}),
+    (gs.SAGA, {"lr": 0.1, "rows": 4, "row_weights": [3, 1, 2, 7], "order": "permutation"}),
+    (gs.SVRG, {"lr": 0.1, "full_gradient": full_gradient, "every": 1}),
 ]
 every_variant = pytest.mark.parametrize(
     ("cls", "options"),
@@ -48,15 +43,12 @@ every_variant = pytest.mark.parametrize(
 )
 
 
-def row_of(opt, t):
-    return {"row": [0, 2, 2, 1, 3, 0, 1][t % 7]} if isinstance(opt, gs.SAG) else {}
-
-
 def train(opt, steps, start=0, dtype=np.float64):
     for t in range(start, start + steps):
         rng = np.random.default_rng(t)
         arrays = [mild(rng, 5, dtype), mild(rng, 6, dtype).reshape(2, 3), mild(rng, 1, dtype)]
-        opt.step(arrays if isinstance(opt.params, list) else arrays[0], **row_of(opt, t))
+        grads = arrays if isinstance(opt.params, list) else arrays[0]
+        opt.step(grads, **beside(opt, grads, t))
 
 
 def start_params(dtype):
@@ -68,6 +60,8 @@ def test_every_rule_has_a_class_an_oracle_and_a_variant():
     assert sorted(in_classes) == sorted(RULES)
     assert sorted(reference.RULES) == sorted(RULES)
     assert {rule.name for rule in _core.rules() if rule.decoupled} == reference.DECOUPLED
+    gradients = {rule.name: len(rule.gradients) for rule in _core.rules() if rule.gradients}
+    assert gradients == reference.GRADIENTS
     made = {cls(np.ones(1), **options).rule for cls, options in VARIANTS}
     assert made == set(RULES)
 
@@ -203,7 +197,7 @@ def test_gradients_are_only_read():
         g = np.linspace(-1, 1, 5)
         g.setflags(write=False)
         opt = cls(np.ones(5), **{**options, "weight_decay": 0.1, "maximize": True})
-        opt.step(g, **row_of(opt, 0))
+        opt.step(g, **beside(opt, g))
         np.testing.assert_array_equal(g, np.linspace(-1, 1, 5))
 
 

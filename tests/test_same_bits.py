@@ -118,6 +118,10 @@ finite_hyper = {
     "eps": st.floats(2**-100, 1, width=32),
     "bias_correction": st.booleans(),
     "seen": st.integers(1, 10**6).map(float),
+    "row_weight": st.floats(2**-20, 2**20, width=32),
+    "weight_seen": st.floats(2**-20, 2**20, width=32),
+    "rows_seen": st.integers(1, 10**6).map(float),
+    "l1": st.floats(0, 1024, width=32),
 }
 
 

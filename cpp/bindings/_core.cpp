@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "finite_sum.hpp"
@@ -260,11 +261,12 @@ void check_params(const Arrays& params, const std::string& noun, const std::vect
   claims.sort_and_check();
 }
 
-// An array that steps write to, as it was when the Plan was made.
+// An array that steps write to, or that they read again and again, as it was when the Plan was made.
 class Target {
  public:
-  Target(py::object object, const Label& label)
-      : memory(check_writeable_memory(object, label)),
+  Target(py::object object, const Label& label, bool written = true)
+      : memory(written ? check_writeable_memory(object, label) : check_memory(object, label)),
+        written_(written),
         array_(std::move(object)),
         count_(static_cast<int>(array_.ndim())) {
     const int here = std::min(count_, few);
@@ -287,9 +289,9 @@ class Target {
 
   // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
   void check_unchanged(const Label& label) const {
-    if (resembles(array_, memory.begin, readable | py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return;
-    if (!(check_writeable_memory(array_, label) == memory &&
-          same_shape(static_cast<int>(array_.ndim()), array_.shape())))
+    if (resembles(array_, memory.begin, readable | (written_ ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0))) return;
+    const Memory now = written_ ? check_writeable_memory(array_, label) : check_memory(array_, label);
+    if (!(now == memory && same_shape(static_cast<int>(array_.ndim()), array_.shape())))
       throw py::value_error(label + " was resized, reshaped or retyped after the optimizer was made");
   }
 
@@ -304,6 +306,7 @@ class Target {
 
   // The shape is kept in place as far as shapes usually go: a step over many arrays reads that of each.
   static constexpr int few = 4;
+  bool written_;
   py::array array_;
   int count_;
   py::ssize_t first_[few];
@@ -320,29 +323,38 @@ using Scalars = std::tuple<std::int64_t, std::vector<double>, double, bool, std:
 
 constexpr const char* in_use = "another thread is stepping, saving or loading this optimizer";
 
-// What a step that measured the gradients tells: their norm, whether it was clipped, whether the step was skipped.
+// What a step whose caller wanted the gradients measured tells: their norm, whether it was clipped, whether the step
+// was skipped.
 using Report = std::tuple<double, bool, bool>;
 
 // A rule bound to parameters and states. It keeps them alive and counts the steps.
 class Plan {
  public:
   // `nouns` names the parameters, the gradients and the rule's states in messages, `suffixes` the arrays of each.
-  // The state that has rows may have an axis for them before the parameter's axes: step(row=...) picks one.
+  // The state that has rows may have an axis for them before the parameter's axes: step(row=...) picks one. The second
+  // gradient may be left out here, and then comes with each step. States after those of the rule are only kept apart
+  // from what steps read. `seen` and `row_weights` have an item per row: steps mark the rows that they see, and every
+  // so many steps as there are rows, the rows seen are summed again.
   Plan(const std::string& rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
-       std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals)
+       std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals, bool refuse_nonfinite,
+       std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights)
       : rule_(find_rule(rule)),
         nouns_(std::move(nouns)),
         suffixes_(std::move(suffixes)),
         skip_nonfinite_(skip_nonfinite),
-        denormals_(flush_denormals ? Denormals::flush : Denormals::keep) {
+        refuse_nonfinite_(refuse_nonfinite),
+        denormals_(flush_denormals ? Denormals::flush : Denormals::keep),
+        kept_(py::cast(seen), py::cast(row_weights)) {
     const Spec& spec = this->spec();
     const auto state_names = static_cast<std::size_t>(state_count(spec));
-    if (nouns_.size() != 2 + state_names || states.size() != state_names || suffixes_.size() != params.size())
+    if (states.size() < state_names || nouns_.size() != 2 + states.size() || suffixes_.size() != params.size())
       throw py::value_error(rule + ": wrong number of nouns, states or suffixes");
+    if (seen) rows_ = {seen->size(), marks_ = seen->mutable_data(), row_weights ? row_weights->data() : nullptr};
+    arrives_ = spec.second_gradient >= 0 && states[static_cast<std::size_t>(spec.second_gradient)].empty();
     if (flush_denormals && !can_flush_denormals())
       throw py::value_error("flush_denormals=True is not supported on this processor by this build");
     for (std::size_t i = 0; i < params.size(); ++i) {
-      Slot slot{Target(params[i], label(0, i)), 0, {}};
+      Slot slot{Target(params[i], label(0, i)), 0, {}, {}};
       const Memory& param = slot.param.memory;
       Job job{nullptr,
               param.single_precision ? &float32_ : &float64_,
@@ -352,8 +364,10 @@ class Plan {
       (param.single_precision ? single_precision_ : double_precision_) = true;
       size_ += param.size;
       claims_.add(param, label(0, i));
-      for (std::size_t k = 0; k < state_names; ++k) {
-        Target state(states[k].at(i), label(2 + k, i));
+      for (std::size_t k = 0; k < states.size(); ++k) {
+        if (arrives_ && static_cast<int>(k) == spec.second_gradient) continue;
+        const bool is_gradient = k < state_names && k + static_cast<std::size_t>(spec.gradients) >= state_names;
+        Target state(states[k].at(i), label(2 + k, i), !is_gradient);
         check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
         if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
             state.array().shape(0) > 0)
@@ -361,9 +375,12 @@ class Plan {
         else
           check_same_shape(state.array(), label(2 + k, i), slot.param.array(), label(0, i));
         claims_.add(state.memory, label(2 + k, i));
-        job.buffers.states[k] = state.memory.data();
-        states_.push_back(std::move(state));
+        if (k < state_names) job.buffers.states[k] = state.memory.data();
+        states_.push_back({std::move(state), 2 + k, i});
+        if (static_cast<int>(k) == spec.row_state) slot.table = states_.back().target.memory.data();
       }
+      if (seen && (slot.rows != rows_.count || (row_weights && row_weights->size() != rows_.count)))
+        throw py::value_error(rule + ": seen and row_weights must have an item per row");
       jobs_.push_back(job);
       slots_.push_back(std::move(slot));
     }
@@ -376,16 +393,12 @@ class Plan {
   // Raises unless every parameter and state is as it was when the Plan was made.
   void check() const {
     for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].param.check_unchanged(label(0, i));
-    for (std::size_t j = 0; j < states_.size(); ++j) states_[j].check_unchanged(label(2 + j % kinds(), j / kinds()));
+    for (const State& state : states_) state.target.check_unchanged(label(state.noun, state.slot));
   }
 
   // Raises unless step() would take these gradients. Returns them in a list, NumPy scalars as arrays.
   Arrays check_grads(const py::object& sequence, bool zero_grad) {
-    Arrays grads = items(sequence);
-    if (grads.size() != slots_.size())
-      throw py::value_error(nouns_[1] + " must hold " + std::to_string(slots_.size()) + " arrays, got " +
-                            std::to_string(grads.size()));
-    for (std::size_t i = 0; i < grads.size(); ++i) check_gradient(grads[i], i, zero_grad);
+    Arrays grads = gradients(sequence, 1, &Slot::grad, zero_grad);
     if (zero_grad && !grads_apart_) {
       Claims written;
       for (std::size_t i = 0; i < grads.size(); ++i) written.add(slots_[i].grad, label(1, i));
@@ -399,6 +412,11 @@ class Plan {
     return grads;
   }
 
+  // The same for the second gradients.
+  Arrays check_second_grads(const py::object& sequence) {
+    return gradients(sequence, second_noun(), &Slot::second, /*zero_grad=*/false);
+  }
+
   // Raises if the array shares memory with what steps write to.
   void check_apart(const py::object& array, const std::string& name) const {
     const std::string no_suffix;
@@ -408,7 +426,7 @@ class Plan {
 
   // Without scalars, those of the step before hold on. What raises keeps nothing.
   std::optional<Report> step(const py::object& grads, const std::optional<Treatment>& treatment,
-                             const std::optional<Scalars>& scalars) {
+                             const std::optional<Scalars>& scalars, const std::optional<py::object>& second_grads) {
     const Hold hold(*this);
     const FloatMode mode(Denormals::keep);
     if (scalars) take(*scalars);
@@ -424,6 +442,10 @@ class Plan {
     // Our own references: the caller's list can change while Python runs elsewhere. Then all that is written to,
     // because the gradients can be of classes whose Python code runs when they are looked at.
     const Arrays held = check_grads(grads, zero_grad);
+    if (arrives_ != second_grads.has_value())
+      throw py::value_error(std::string(entry.spec.name) + ": second_grads are needed, or too many");
+    const Arrays second_held = arrives_ ? check_second_grads(*second_grads) : Arrays{};
+    if (arrives_ && zero_grad) check_second_apart();
     check();
     prepare_jobs(entry);
     Step step = next_;
@@ -432,7 +454,9 @@ class Plan {
     step.clip = 1;
     step.clip_value = clip_value.value_or(HUGE_VAL);
     step.zero_grad = zero_grad;
-    const bool measured = clip_norm || skip_nonfinite_;
+    step.fresh_row = marks_ && !marks_[row_];
+    const bool resums = marks_ && step.t % rows_.count == 0;
+    const bool asked = clip_norm || skip_nonfinite_;
     Norm norm{0, -1};
     bool usable = true, clipped = false;
     {
@@ -440,21 +464,38 @@ class Plan {
       // before another thread could have taken the lock.
       constexpr std::int64_t worth_releasing = 4096;
       std::optional<py::gil_scoped_release> release;
-      if (size_ >= worth_releasing) release.emplace();
-      if (measured) norm = grad_norm(threads, table, grad_scale);
+      if ((resums ? size_ * (1 + rows_.count) : size_) >= worth_releasing) release.emplace();
+      if (asked || refuse_nonfinite_) norm = grad_norm(jobs_, threads, table, grad_scale);
       usable = clip_norm ? std::isfinite(norm.value) : norm.culprit < 0;
+      if (usable && asked && arrives_) usable = grad_norm(second_jobs(), threads, table, grad_scale).culprit < 0;
       if (usable) {
         clipped = clip_norm && norm.value > *clip_norm;
         if (clipped) set_clip(step, *clip_norm, norm.value);
         if (single_precision_) entry.float32.fold(step, float32_);
         if (double_precision_) entry.float64.fold(step, float64_);
         run(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, denormals_);
+        if (marks_) marks_[row_] = true;
+        if (resums) sum_again(entry, threads);
       }
     }
-    if (!usable && !skip_nonfinite_) throw py::value_error(why_no_norm(norm, grad_scale));
+    if (!usable && !skip_nonfinite_) throw py::value_error(why_unusable(norm, grad_scale, clip_norm.has_value()));
     if (usable) ++t_;
-    if (!measured) return std::nullopt;
+    if (!asked) return std::nullopt;
     return Report{norm.value, clipped, !usable};
+  }
+
+  // Makes a row one that was never seen, and sums the others again. Whether it was seen.
+  bool forget(std::int64_t row) {
+    const Hold hold(*this);
+    check();
+    if (row < 0 || row >= rows_.count) throw py::index_error("no row " + std::to_string(row));
+    if (!marks_[row]) return false;
+    const Entry& entry = active_level().table().entries[rule_];
+    const int threads = get_num_threads();
+    const py::gil_scoped_release release;
+    marks_[row] = false;
+    sum_again(entry, threads);
+    return true;
   }
 
   // A step, or whoever reads or writes all arrays from Python, has the Plan to itself; another thread is told so
@@ -477,8 +518,14 @@ class Plan {
  private:
   struct Slot {
     Target param;
-    std::int64_t rows;  // of the state that has rows; 0: it has the parameter's own shape
-    Memory grad;        // the last one that was found to fit
+    std::int64_t rows;      // of the state that has rows; 0: it has the parameter's own shape
+    Memory grad, second;    // the last ones that were found to fit
+    char* table = nullptr;  // that state
+  };
+
+  struct State {
+    Target target;
+    std::size_t noun, slot;
   };
 
   struct Hold {
@@ -539,22 +586,43 @@ class Plan {
       Job& job = jobs_[i];
       assign(job.kernel, slot.param.memory.single_precision ? &entry.float32 : &entry.float64);
       assign(job.buffers.grad, static_cast<void*>(slot.grad.data()));
-      if (slot.rows > 0) {
-        const auto kind = static_cast<std::size_t>(entry.spec.row_state);
-        char* const table = states_[i * kinds() + kind].memory.data();
-        job.buffers.states[kind] = table + row_ * job.size * job.item_size;
-      }
+      if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row_ * job.size * job.item_size;
+      if (arrives_) assign(job.buffers.states[entry.spec.second_gradient], static_cast<void*>(slot.second.data()));
     }
   }
 
-  std::size_t kinds() const { return nouns_.size() - 2; }  // of states
+  // Needs no Python.
+  void sum_again(const Entry& entry, int threads) {
+    const std::int64_t row = std::exchange(row_, 0);
+    prepare_jobs(entry);
+    sum_rows(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, denormals_, active_level().table(),
+             entry.spec, rows_);
+    row_ = row;
+  }
 
-  void check_gradient(py::object& grad, std::size_t i, bool zero_grad) {
+  // The jobs, with the second gradients in the place of the first.
+  std::vector<Job> second_jobs() const {
+    std::vector<Job> jobs = jobs_;
+    for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].buffers.grad = slots_[i].second.data();
+    return jobs;
+  }
+
+  std::size_t second_noun() const { return 2 + static_cast<std::size_t>(spec().second_gradient); }
+
+  Arrays gradients(const py::object& sequence, std::size_t noun, Memory Slot::* known, bool zero_grad) {
+    Arrays grads = items(sequence);
+    if (grads.size() != slots_.size())
+      throw py::value_error(nouns_[noun] + " must hold " + std::to_string(slots_.size()) + " arrays, got " +
+                            std::to_string(grads.size()));
+    for (std::size_t i = 0; i < grads.size(); ++i) check_gradient(grads[i], label(noun, i), i, known, zero_grad);
+    return grads;
+  }
+
+  void check_gradient(py::object& grad, const Label& name, std::size_t i, Memory Slot::* known, bool zero_grad) {
     Slot& slot = slots_[i];
     // What was checked before, and lay apart, does so now.
     const int flags = readable | (zero_grad ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0);
-    if (slot.param.resembles(grad, slot.grad.begin, flags)) return;
-    const Label name = label(1, i);
+    if (slot.param.resembles(grad, (slot.*known).begin, flags)) return;
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
     if (!zero_grad && !py::isinstance<py::array>(grad) &&
         py::isinstance(grad, py::module_::import("numpy").attr("generic")))
@@ -563,16 +631,25 @@ class Plan {
     check_same_dtype(memory, name, slot.param.memory, label(0, i));
     check_same_shape(py::reinterpret_borrow<py::array>(grad), name, slot.param.array(), label(0, i));
     claims_.check_free(memory, name);
-    slot.grad = memory;
+    slot.*known = memory;
     grads_apart_ = false;
   }
 
-  // The Euclidean norm of all gradients together, each multiplied by `scale`. Needs no Python.
-  Norm grad_norm(int threads, const Table& table, double scale) const {
-    const auto count = static_cast<std::int64_t>(jobs_.size());
-    std::vector<double> sums(static_cast<std::size_t>(count_blocks(jobs_.data(), count)));
+  // A second gradient may be the first one itself, which is read at the same moment.
+  void check_second_apart() const {
+    Claims cleared;
+    for (std::size_t i = 0; i < slots_.size(); ++i) cleared.add(slots_[i].grad, label(1, i));
+    cleared.sort_and_check();
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      if (!(slots_[i].second == slots_[i].grad)) cleared.check_free(slots_[i].second, label(second_noun(), i));
+  }
+
+  // The Euclidean norm of the gradients of some jobs together, each multiplied by `scale`. Needs no Python.
+  Norm grad_norm(const std::vector<Job>& jobs, int threads, const Table& table, double scale) const {
+    const auto count = static_cast<std::int64_t>(jobs.size());
+    std::vector<double> sums(static_cast<std::size_t>(count_blocks(jobs.data(), count)));
     const auto total = [&](double range) {
-      sum_blocks(jobs_.data(), count, threads, denormals_, table, scale, range, sums.data());
+      sum_blocks(jobs.data(), count, threads, denormals_, table, scale, range, sums.data());
       return sum_tree(std::vector<double>(sums).data(), static_cast<std::int64_t>(sums.size()));
     };
     double sum = total(1), unit = 1;
@@ -588,7 +665,7 @@ class Plan {
     if (!std::isfinite(sum)) {
       const double* sum_of_block = sums.data();
       for (culprit = 0; culprit < count; ++culprit) {
-        const double* const end = sum_of_block + count_blocks(&jobs_[static_cast<std::size_t>(culprit)], 1);
+        const double* const end = sum_of_block + count_blocks(&jobs[static_cast<std::size_t>(culprit)], 1);
         if (!std::all_of(sum_of_block, end, [](double x) { return std::isfinite(x); })) break;
         sum_of_block = end;
       }
@@ -596,23 +673,28 @@ class Plan {
     return {unit * std::sqrt(sum), culprit};
   }
 
-  std::string why_no_norm(const Norm& norm, double grad_scale) const {
+  std::string why_unusable(const Norm& norm, double grad_scale, bool clips) const {
     const std::string scaled = grad_scale == 1 ? "" : " times grad_scale=" + text(py::float_(grad_scale));
     const std::string what = norm.culprit < 0
                                  ? nouns_[1] + scaled + " has a norm beyond float64"
                                  : label(1, static_cast<std::size_t>(norm.culprit)) + scaled + " holds NaN or infinity";
-    return what + ", so clip_norm cannot apply; skip_nonfinite=True skips such steps";
+    return what + (clips ? ", so clip_norm cannot apply" : ", which the sum of the rows would keep") +
+           "; skip_nonfinite=True skips such steps";
   }
 
   int rule_;
   std::vector<std::string> nouns_, suffixes_;
   std::vector<Slot> slots_;
-  std::vector<Target> states_;  // those of the first parameter first
-  std::vector<Job> jobs_;       // one per slot
+  std::vector<State> states_;
+  std::vector<Job> jobs_;  // one per slot
   Constants float32_, float64_;
   Claims claims_;
-  bool skip_nonfinite_;
+  bool skip_nonfinite_, refuse_nonfinite_;
   Denormals denormals_;
+  std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
+  bool* marks_ = nullptr;                   // which rows hold a gradient; null: nobody keeps account
+  TableRows rows_{0, nullptr, nullptr};
+  bool arrives_ = false;                                      // whether the second gradient comes with each step
   std::int64_t size_ = 0;                                     // elements of all parameters
   bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
   bool grads_apart_ = false;                                  // whether no two of Slot::grad overlap, if known
@@ -677,6 +759,11 @@ Names state_names(const Spec& spec) {
   return names;
 }
 
+Names gradient_names(const Spec& spec) {
+  const py::tuple names = state_names(spec);
+  return names[py::slice(state_count(spec) - spec.gradients, state_count(spec), 1)].cast<py::tuple>();
+}
+
 py::typing::Optional<py::str> row_state(const Spec& spec) {
   if (spec.row_state < 0) return py::none();
   return py::str(spec.states[spec.row_state]);
@@ -719,6 +806,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("hyperparameters", hyper_names)
       .def_property_readonly("states", state_names)
       .def_property_readonly("row_state", row_state, "The state that has a row per sample or batch, if one has.")
+      .def_property_readonly("gradients", gradient_names, "The states that are gradients too: steps only read them.")
       .def_property_readonly(
           "decoupled", [](const Spec& spec) { return spec.decay == Decay::decoupled; },
           "Whether weight decay shrinks the parameter instead of joining the gradient.")
@@ -731,22 +819,28 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Plan>(m, "Plan", "A rule bound to the memory of parameters and states.")
       .def(py::init<std::string, Arrays, std::vector<Arrays>, std::vector<std::string>, std::vector<std::string>, bool,
-                    bool>(),
+                    bool, bool, std::optional<py::array_t<bool>>, std::optional<py::array_t<double>>>(),
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("nouns"), py::arg("suffixes"),
-           py::arg("skip_nonfinite") = false, py::arg("flush_denormals") = false)
+           py::arg("skip_nonfinite") = false, py::arg("flush_denormals") = false, py::arg("refuse_nonfinite") = false,
+           py::arg("seen").noconvert() = py::none(), py::arg("row_weights").noconvert() = py::none())
       .def("check", &Plan::check, "Raise unless every array is as it was when the plan was made.")
       .def("check_grads", &Plan::check_grads, py::arg("grads"), py::arg("zero_grad") = false,
            "Raise unless step() would take these gradients; return them with NumPy scalars as arrays.")
+      .def("check_second_grads", &Plan::check_second_grads, py::arg("second_grads"),
+           "The same for the second gradients.")
       .def("check_apart", &Plan::check_apart, py::arg("array"), py::arg("name"),
            "Raise if the array shares memory with what steps write to.")
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
       .def("step", &Plan::step, py::arg("grads"), py::arg("treatment") = py::none(), py::arg("scalars") = py::none(),
+           py::arg("second_grads") = py::none(),
            "Update everything once, or raise and change nothing. The treatment of the gradients is\n"
            "(grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,\n"
            "hyper-parameters, weight_decay, maximize, row), those of the step before by default.\n"
-           "Where the gradients were measured, return their norm, whether it was clipped, and whether\n"
-           "the step was skipped.")
+           "Where clip_norm or skip_nonfinite had the gradients measured, return their norm, whether it\n"
+           "was clipped, and whether the step was skipped.")
+      .def("forget", &Plan::forget, py::arg("row"),
+           "Make a row one that was never seen, and sum the others again. Return whether it was seen.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   define_finite_sum(m);

@@ -114,39 +114,23 @@ class FiniteSum {
   }
 
   /// Forms all slopes at the present weights: the table and its sum are then exact. Gives the mean loss.
-  double snapshot() {
-    const Model model = this->model();
-    const LinearKernels& kernels = this->kernels();
-    const std::int64_t outputs = problem_.outputs, size = sum.size();
-    const int threads = get_num_threads();
-    double loss = 0;
-    const py::gil_scoped_release release;
-    const FloatMode mode(Denormals::keep);
-    const Blocks blocks = blocks_of(size + outputs + 1);
-    std::vector<double> parts(static_cast<std::size_t>(blocks.count * (size + outputs + 1)));
-    std::vector<Room> rooms;  // made here, because nothing can catch what a thread of OpenMP throws
-    for (std::int64_t b = 0; b < blocks.count; ++b) rooms.emplace_back(outputs, 0);
-    for_each(blocks.count, blocks.rows * values_per_row_ * outputs, threads, [&](std::int64_t b) {
-      double* const part = parts.data() + b * (size + outputs + 1);
-      part[size + outputs] = kernels.add_gradient(problem_, model, rooms[static_cast<std::size_t>(b)].scratch,
-                                                  blocks.begin(b), blocks.end(b, count()), part, part + size);
-    });
-    std::fill_n(model.sum, size, 0.0);
-    std::fill_n(model.intercept_sum, outputs, 0.0);
-    for (std::int64_t b = 0; b < blocks.count; ++b) {
-      const double* const part = parts.data() + b * (size + outputs + 1);
-      for (std::int64_t j = 0; j < size; ++j) model.sum[j] += part[j];
-      for (std::int64_t k = 0; k < outputs; ++k) model.intercept_sum[k] += part[size + k];
-      loss += part[size + outputs];
-    }
-    return loss / problem_.total_weight;
+  double snapshot() { return sum_gradients(table.mutable_data(), sum, intercept_sum); }
+
+  /// The mean loss and the sums that snapshot() would form. Nothing changes.
+  std::tuple<double, Doubles, Doubles> gradient() {
+    Doubles gradient(std::vector<py::ssize_t>(sum.shape(), sum.shape() + sum.ndim()));
+    Doubles intercept_gradient(intercept_sum.size());
+    const double loss = sum_gradients(nullptr, gradient, intercept_gradient);
+    return {loss, gradient, intercept_gradient};
   }
 
   /// Steps at `draws` rows.
   void descend(const std::string& variant, double lr, double l2, double l1, bool fit_intercept, std::int64_t draws,
                std::uint64_t seed, std::uint64_t first) {
     require(draws >= 0, "draws must not be negative");
-    const Descent descent{variant_named(variant), lr, l2, l1, fit_intercept, coverage.data()};
+    std::vector<Pull> pulls;
+    if (layout_ != Layout::dense) pulls = column_pulls(lr, l2, l1);
+    const Descent descent{variant_named(variant), lr, l2, l1, fit_intercept, pulls.data()};
     const Draws plan{seed, first, draws, keep_.empty() ? nullptr : keep_.data(),
                      others_.empty() ? nullptr : others_.data()};
     const Model model = this->model();
@@ -192,6 +176,27 @@ class FiniteSum {
   };
 
   std::int64_t count() const { return problem_.rows.count; }
+
+  double sum_gradients(double* slopes, Doubles& into, Doubles& into_intercept) {
+    Model model = this->model();
+    model.table = slopes;
+    model.sum = into.mutable_data();
+    model.intercept_sum = into_intercept.mutable_data();
+    const LinearKernels& kernels = this->kernels();
+    const std::int64_t outputs = problem_.outputs, size = into.size(), numbers = size + outputs + 1;
+    const py::gil_scoped_release release;
+    const FloatMode mode(Denormals::keep);
+    std::vector<Room> rooms;  // made here, because nothing can catch what a thread of OpenMP throws
+    for (std::int64_t b = 0; b < blocks_of(numbers).count; ++b) rooms.emplace_back(outputs, 0);
+    const std::vector<double> sums = sum_over_rows(
+        numbers, values_per_row_ * outputs, [&](std::int64_t b, std::int64_t begin, std::int64_t end, double* part) {
+          const Scratch& scratch = rooms[static_cast<std::size_t>(b)].scratch;
+          part[size + outputs] = kernels.add_gradient(problem_, model, scratch, begin, end, part, part + size);
+        });
+    std::copy_n(sums.data(), size, model.sum);
+    std::copy_n(sums.data() + size, outputs, model.intercept_sum);
+    return sums.back() / problem_.total_weight;
+  }
 
   Model model() {
     return {coef.mutable_data(), intercept.mutable_data(), table.mutable_data(), sum.mutable_data(),
@@ -346,13 +351,15 @@ class FiniteSum {
       if (!(problem_.weights[i] > 0)) others_[static_cast<std::size_t>(i)] = heaviest;
   }
 
-  // Sums over rows, block by block: `work(begin, end, part)` fills a part of so many numbers.
-  std::vector<double> sum_over_rows(std::int64_t numbers,
-                                    const std::function<void(std::int64_t, std::int64_t, double*)>& work) const {
+  // Sums over rows, block by block: `work(block, begin, end, part)` fills a part of so many numbers, and moves `size`
+  // of them per row.
+  std::vector<double> sum_over_rows(
+      std::int64_t numbers, std::int64_t size,
+      const std::function<void(std::int64_t, std::int64_t, std::int64_t, double*)>& work) const {
     const Blocks blocks = blocks_of(numbers);
     std::vector<double> parts(static_cast<std::size_t>(blocks.count * numbers));
-    for_each(blocks.count, blocks.rows * values_per_row_, get_num_threads(),
-             [&](std::int64_t b) { work(blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
+    for_each(blocks.count, blocks.rows * size, get_num_threads(),
+             [&](std::int64_t b) { work(b, blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
     for (std::int64_t b = 1; b < blocks.count; ++b)
       for (std::int64_t j = 0; j < numbers; ++j)
         parts[static_cast<std::size_t>(j)] += parts[static_cast<std::size_t>(b * numbers + j)];
@@ -360,13 +367,25 @@ class FiniteSum {
     return parts;
   }
 
+  // Shrinking is the proximal step of the penalty, which cannot overshoot however rare the column.
+  std::vector<Pull> column_pulls(double lr, double l2, double l1) const {
+    std::vector<Pull> pulls(static_cast<std::size_t>(width_));
+    const double of_sum = lr / problem_.total_weight;
+    for (std::int64_t j = 0; j < width_; ++j) {
+      const double covered = coverage.at(j);
+      pulls[static_cast<std::size_t>(j)] = {1 / (1 + lr * l2 * covered), of_sum * covered, lr * l1 * covered};
+    }
+    return pulls;
+  }
+
   // Means, mean squares and coverage of the columns; the mean becomes the rows' where they are centred.
   void look_at_columns(bool centre) {
     const std::int64_t width = width_;
     const LinearKernels& kernels = this->kernels();
-    const std::vector<double> sums = sum_over_rows(3 * width, [&](std::int64_t begin, std::int64_t end, double* part) {
-      kernels.add_columns(problem_, begin, end, part, part + width, part + 2 * width);
-    });
+    const std::vector<double> sums = sum_over_rows(
+        3 * width, values_per_row_, [&](std::int64_t, std::int64_t begin, std::int64_t end, double* part) {
+          kernels.add_columns(problem_, begin, end, part, part + width, part + 2 * width);
+        });
     for (std::int64_t j = 0; j < problem_.rows.features; ++j) {
       const auto place = static_cast<std::size_t>(j);
       const double mean = sums[place] / problem_.total_weight;
@@ -415,9 +434,10 @@ void define_finite_sum(py::module_& m) {
                     double, bool>(),
            py::arg("rows"), py::arg("targets"), py::arg("weights"), py::arg("loss"), py::arg("outputs"),
            py::arg("delta"), py::arg("centre"),
-           "Rows are a table, or of CSR (values, columns, offsets, features), and are not copied.")
+           "Rows are a table, or (values, columns, offsets, number of features) of CSR. Not copied.")
       .def("snapshot", &FiniteSum::snapshot,
            "Form all slopes at the present weights, and so the table and its sum; return the mean loss.")
+      .def("gradient", &FiniteSum::gradient, "The mean loss, and the sums that snapshot() would form; nothing changes.")
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),
            py::arg("fit_intercept"), py::arg("draws"), py::arg("seed"), py::arg("first"),
            "Step at so many rows, the first of which is the draw `first` of the seed.")

@@ -30,7 +30,10 @@ struct Spec {
   Hyper hyper[max_hyper];          // ends at the first without a name
   const char* states[max_states];  // ends at the first null
   Decay decay = Decay::coupled;
-  int row_state = -1;  // the state that has a row per sample or batch, of which a step updates one; -1: none
+  int row_state = -1;        // the state that has a row per sample or batch, of which a step updates one; -1: none
+  int row_sum = -1;          // the state that is the sum of those rows; -1: none
+  int second_gradient = -1;  // the state whose arrays come with each step, as the gradients do; -1: none
+  int gradients = 0;         // so many of the last states are gradients: multiplied as the first one is, and only read
 };
 
 /// The scalars of one step, all in double.
@@ -42,6 +45,7 @@ struct Step {
   double clip;        // then by this, which clipping by the norm makes less than 1,
   double clip_value;  // then kept within plus and minus this
   bool zero_grad;
+  bool fresh_row;           // the row holds no gradient yet: it counts as 0, whatever is there
   double hyper[max_hyper];  // in the order of Spec::hyper
 };
 
@@ -79,12 +83,19 @@ struct Entry {
 /// by `range`, a power of two, in double.
 using SumOfSquares = double (*)(const void* grads, std::int64_t size, double scale, double range) noexcept;
 
+/// Adds to `sums`, in double, some rows of one size, at most rows_at_once, one after the other, each times its weight.
+using AddRows = void (*)(double* sums, const void* const* rows, const double* weights, int count,
+                         std::int64_t size) noexcept;
+constexpr int rows_at_once = 8;
+
 /// All of one level, the rules in the order of rules.hpp.
 struct Table {
   const Entry* entries;
   int size;
   SumOfSquares float32_squares;
   SumOfSquares float64_squares;
+  AddRows float32_add_rows;
+  AddRows float64_add_rows;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
   LinearKernels float32_rows[layout_count];
   LinearKernels float64_rows[layout_count];

@@ -35,9 +35,11 @@ struct Prelude {
         shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
         couples(decay == Decay::coupled && step.weight_decay != 0) {}
 
+  T scaled(T g) const { return clip * (scale * g); }
+
   T operator()(T& w, T g) const {
     w = shrink * w;
-    g = clip * (scale * g);
+    g = scaled(g);
     g = g > clip_value ? clip_value : g;  // NaN stays NaN
     g = g < -clip_value ? -clip_value : g;
     return couples ? g + coupled * w : g;
@@ -48,7 +50,7 @@ template <class Rule, class T>
 struct Folded {
   Prelude<T> prelude;
   Rule rule;
-  bool zero_grad;
+  bool zero_grad, fresh_row;
 };
 
 template <class Rule>
@@ -74,13 +76,23 @@ void fold(const Step& step, Constants& constants) noexcept {
   static_assert(std::is_trivially_destructible_v<Folded<Rule, T>>, "nobody destroys what fold() makes");
   Hyper hyper;
   std::memcpy(&hyper, step.hyper, sizeof hyper);
-  new (constants.bytes) Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t), step.zero_grad};
+  new (constants.bytes)
+      Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t), step.zero_grad, step.fresh_row};
+}
+
+// A state as its rule gets it: to be written to, or, where it is a gradient, multiplied as the first one is.
+template <class Rule, std::size_t I, class T>
+GRADSTEP_INLINE decltype(auto) argument(const Prelude<T>& prelude, T& state) {
+  if constexpr (I + Rule::spec.gradients >= state_count<Rule>())
+    return prelude.scaled(state);
+  else
+    return (state);
 }
 
 // The only loop. The rule is a copy, not a reference, so that the stores cannot alias its constants. `omp simd` states
 // what the bindings have checked: no two buffers overlap. It is inlined, so that each rule, type and level has one
 // function, sweep, that a test of the machine code can find.
-template <bool zero_grad, class Rule, class T, std::size_t... I>
+template <bool zero_grad, bool fresh_row, class Rule, class T, std::size_t... I>
 GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin, std::int64_t end,
                           std::index_sequence<I...>) {
   T* const w = static_cast<T*>(buffers.param);
@@ -90,7 +102,8 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, 
   for (std::int64_t i = begin; i < end; ++i) {
     T value = w[i];
     const T gradient = folded.prelude(value, g[i]);
-    folded.rule(value, gradient, states[I][i]...);
+    if constexpr (fresh_row) states[Rule::spec.row_state][i] = 0;
+    folded.rule(value, gradient, argument<Rule, I>(folded.prelude, states[I][i])...);
     w[i] = value;
     if constexpr (zero_grad) g[i] = 0;
   }
@@ -101,10 +114,19 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
                              std::int64_t end) noexcept {
   const auto* folded = std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
   constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
+  if constexpr (Rule::spec.row_state >= 0) {
+    if (folded->fresh_row) {
+      if (folded->zero_grad)
+        loop<true, true, Rule, T>(*folded, buffers, begin, end, states);
+      else
+        loop<false, true, Rule, T>(*folded, buffers, begin, end, states);
+      return;
+    }
+  }
   if (folded->zero_grad)
-    loop<true, Rule, T>(*folded, buffers, begin, end, states);
+    loop<true, false, Rule, T>(*folded, buffers, begin, end, states);
   else
-    loop<false, Rule, T>(*folded, buffers, begin, end, states);
+    loop<false, false, Rule, T>(*folded, buffers, begin, end, states);
 }
 
 // Squares in double: those of float32 are exact, and their sum cannot overflow. Each lane adds every lane_count-th
@@ -130,6 +152,27 @@ template <class T>
 GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
   const T* const g = static_cast<const T*>(grads);
   return scale == 1 && range == 1 ? add_squares<true>(g, size, T(1), 1) : add_squares<false>(g, size, T(scale), range);
+}
+
+// More rows than one, because the memory is faster where it is read at several places.
+template <class T, std::size_t... K>
+GRADSTEP_INLINE void add_each(double* sums, const void* const* rows, const double* weights, std::int64_t size,
+                              std::index_sequence<K...>) {
+  const T* const y[] = {static_cast<const T*>(rows[K])...};
+  const double r[] = {weights[K]...};
+#pragma omp simd
+  for (std::int64_t i = 0; i < size; ++i) {
+    double sum = sums[i];
+    ((sum += r[K] * double(y[K][i])), ...);
+    sums[i] = sum;
+  }
+}
+
+template <class T>
+GRADSTEP_NOINLINE void add_rows(double* sums, const void* const* rows, const double* weights, int count,
+                                std::int64_t size) noexcept {
+  if (count == rows_at_once) return add_each<T>(sums, rows, weights, size, std::make_index_sequence<rows_at_once>());
+  for (int k = 0; k < count; ++k) add_each<T>(sums, rows + k, weights + k, size, std::make_index_sequence<1>());
 }
 
 // What a rule reads and writes, with next to no arithmetic: how fast the memory lets it be. The values go round, so
@@ -171,6 +214,8 @@ const Table& table_of(List<Rules...>, std::index_sequence<N...>) {
       sizeof...(Rules),
       sum_of_squares<float>,
       sum_of_squares<double>,
+      add_rows<float>,
+      add_rows<double>,
       {streams_kernel<float>(std::make_index_sequence<N>())...},
       {dense_kernels<float>(), sparse_kernels<float, std::int32_t>(), sparse_kernels<float, std::int64_t>()},
       {dense_kernels<double>(), sparse_kernels<double, std::int32_t>(), sparse_kernels<double, std::int64_t>()}};

@@ -65,11 +65,16 @@ struct Draws {
   const std::int64_t* others;  // taken instead
 };
 
+/// What every step does to the weights, whatever the row: they shrink, follow the sum, and are thresholded.
+struct alignas(32) Pull {
+  double shrink, of_sum, threshold;
+};
+
 struct Descent {
   Variant variant;
   double lr, l2, l1;
   bool fit_intercept;
-  const double* coverage;  // sparse, per column: S over the weight of the rows that hold it
+  const Pull* pulls;  // sparse: of each column
 };
 
 /// Room for the scores and slopes of one row, each with room for output_lanes, and for two dense rows.
@@ -88,7 +93,8 @@ struct LinearKernels {
                       double* coverage) noexcept;
   /// The largest squared norm of a row, the mean subtracted.
   double (*largest_norm)(const Problem&, std::int64_t begin, std::int64_t end) noexcept;
-  /// Writes the slopes of the rows to the table, adds them to `sum` and `intercept_sum`, and gives the weighted loss.
+  /// Writes the slopes of the rows to the table, unless that is null, adds them to `sum` and `intercept_sum`, and gives
+  /// the weighted loss.
   double (*add_gradient)(const Problem&, const Model&, const Scratch&, std::int64_t begin, std::int64_t end,
                          double* sum, double* intercept_sum) noexcept;
   /// Takes a step at each row drawn.

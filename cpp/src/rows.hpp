@@ -102,11 +102,6 @@ struct Factors {
   double to_sum, to_weights;
 };
 
-// What every step does to all weights, whatever the row.
-struct Pull {
-  double shrink, of_sum, threshold;
-};
-
 // Moves the entry of the table and the intercept of one output, and gives the factors for its weights.
 inline Factors step_output(const Model& model, const Pace pace, double weight, std::int64_t output, double slope,
                            double& entry) {
@@ -122,7 +117,8 @@ inline Factors step_output(const Model& model, const Pace pace, double weight, s
   return factors;
 }
 
-// Forms the slopes at the scores of a row and writes them to the table; gives its loss. The slopes are left weighted.
+// Forms the slopes at the scores of a row and writes them to the table, if there is one; gives its loss. The slopes are
+// left weighted.
 inline double enter_slopes(const Problem& problem, const Model& model, const Scratch& scratch, std::int64_t row,
                            double* intercept_sum) {
   const double* const target = target_of(problem, row);
@@ -130,7 +126,7 @@ inline double enter_slopes(const Problem& problem, const Model& model, const Scr
   const double loss = weight * loss_of(problem, scratch.scores, target, scratch.slopes);
   slopes_of<false>(problem, scratch.scores, target, scratch.slopes);
   for (std::int64_t k = 0; k < problem.outputs; ++k) {
-    model.table[row * problem.outputs + k] = scratch.slopes[k];
+    if (model.table) model.table[row * problem.outputs + k] = scratch.slopes[k];
     scratch.slopes[k] *= weight;
     intercept_sum[k] += scratch.slopes[k];
   }
@@ -412,8 +408,10 @@ struct SparseRow {
   }
 };
 
-template <class T, class Index>
-inline void sparse_scores(const SparseRow<T, Index>& row, const Model& model, std::int64_t outputs, double* scores) {
+template <bool single, class T, class Index>
+GRADSTEP_INLINE void sparse_scores(const SparseRow<T, Index>& row, const Model& model, std::int64_t all_outputs,
+                                   double* scores) {
+  const std::int64_t outputs = single ? 1 : all_outputs;
   for (std::int64_t k = 0; k < outputs; ++k) scores[k] = model.intercept[k];
   for (std::int64_t j = 0; j < row.size; ++j) {
     const double value = static_cast<double>(row.values[j]);
@@ -460,7 +458,7 @@ GRADSTEP_NOINLINE double add_sparse_gradient(const Problem& problem, const Model
   double loss = 0.0;
   for (std::int64_t i = begin; i < end; ++i) {
     const SparseRow<T, Index> row(problem.rows, i);
-    sparse_scores(row, model, outputs, scratch.scores);
+    sparse_scores<false>(row, model, outputs, scratch.scores);
     loss += enter_slopes(problem, model, scratch, i, intercept_sum);
     for (std::int64_t j = 0; j < row.size; ++j) {
       const double value = static_cast<double>(row.values[j]);
@@ -473,48 +471,58 @@ GRADSTEP_NOINLINE double add_sparse_gradient(const Problem& problem, const Model
 
 // Only the columns that the row holds move. What dense rows do to all columns at every step, the sum's share and the
 // shrinking, is done to a column as many times stronger as its rows are rarer, which comes to the same on average
-// (Pedregosa et al. 2017). Shrinking divides by 1 + lr l2 coverage, the proximal step, and so cannot overshoot.
-template <class T, class Index>
-GRADSTEP_NOINLINE void descend_sparse(const Problem& problem, const Model& model, const Scratch& scratch,
-                                      const Draws& draws, const Descent& descent) noexcept {
+// (Pedregosa et al. 2017).
+template <bool single, class T, class Index>
+GRADSTEP_NOINLINE void descend_sparse_rows(const Problem& problem, const Model& model, const Scratch& shared,
+                                           const Draws& draws, const Descent& descent) noexcept {
   const Rows& rows = problem.rows;
-  const std::int64_t outputs = problem.outputs;
+  const std::int64_t outputs = single ? 1 : problem.outputs;
   const Pace pace(problem, descent);
-  const double l2 = descent.lr * descent.l2, l1 = descent.lr * descent.l1;
-  constexpr std::int64_t distance = 4;
-  Order order(draws, rows.count, distance);
-  double* const to_sum = scratch.next_scores;
-  double* const to_weights = scratch.slopes;
+  const bool prox = descent.l1 > 0.0;
+  constexpr std::int64_t distance = 6;
+  Order order(draws, rows.count, 2 * distance);
+  double own[3] = {};
+  double* const scores = single ? own : shared.scores;
+  double* const slopes = single ? own + 1 : shared.slopes;
+  double* const to_sum = single ? own + 2 : shared.next_scores;
+  double* const to_weights = slopes;
   for (std::int64_t n = 0; n < draws.count; ++n) {
     const std::int64_t* const upcoming = order.from(n);
     const std::int64_t i = upcoming[0], ahead = upcoming[distance];
     const SparseRow<T, Index> row(rows, i), row_ahead(rows, ahead);
+    GRADSTEP_PREFETCH(static_cast<const Index*>(rows.offsets) + upcoming[2 * distance]);
     GRADSTEP_PREFETCH(model.table + ahead * outputs);
     GRADSTEP_PREFETCH(target_of(problem, ahead));
     GRADSTEP_PREFETCH(row_ahead.values);
     GRADSTEP_PREFETCH(row_ahead.columns);
-    sparse_scores(row, model, outputs, scratch.scores);
-    slopes_of<false>(problem, scratch.scores, target_of(problem, i), scratch.slopes);
+    sparse_scores<single>(row, model, outputs, scores);
+    slopes_of<single>(problem, scores, target_of(problem, i), slopes);
     for (std::int64_t k = 0; k < outputs; ++k) {
       const Factors factors =
-          step_output(model, pace, weight_of(problem, i), k, scratch.slopes[k], model.table[i * outputs + k]);
+          step_output(model, pace, weight_of(problem, i), k, slopes[k], model.table[i * outputs + k]);
       to_sum[k] = factors.to_sum;
       to_weights[k] = factors.to_weights;
     }
     for (std::int64_t j = 0; j < row.size; ++j) {
       const double value = static_cast<double>(row.values[j]);
       const std::int64_t column = static_cast<std::int64_t>(row.columns[j]);
-      const double coverage = descent.coverage[column];
-      const Pull pull{1.0 / (1.0 + l2 * coverage), pace.of_sum * coverage, l1 * coverage};
+      const Pull pull = descent.pulls[column];
       double* const w = model.coef + column * outputs;
       double* const sum = model.sum + column * outputs;
       for (std::int64_t k = 0; k < outputs; ++k) {
         const double moved = w[k] - (to_weights[k] * value + pull.of_sum * sum[k]);
-        w[k] = pull.shrink * (l1 > 0.0 ? soft_threshold(moved, pull.threshold) : moved);
+        w[k] = pull.shrink * (prox ? soft_threshold(moved, pull.threshold) : moved);
         sum[k] += to_sum[k] * value;
       }
     }
   }
+}
+
+template <class T, class Index>
+void descend_sparse(const Problem& problem, const Model& model, const Scratch& scratch, const Draws& draws,
+                    const Descent& descent) noexcept {
+  const auto rows = problem.outputs == 1 ? descend_sparse_rows<true, T, Index> : descend_sparse_rows<false, T, Index>;
+  rows(problem, model, scratch, draws, descent);
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "levels.hpp"
 
@@ -97,10 +98,12 @@ void run_team(std::int64_t total, int threads, const Work& work) {
 #endif
 }
 
-// Calls work(share) on as many threads as are worth it, and returns when all are done.
+// Calls work(share) on as many threads as are worth it, and returns when all are done. An element may stand for more
+// than one, a column of a table for all that it holds.
 template <class Work>
-void share_out(std::int64_t total, int threads, const Work& work) {
-  const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / elements_per_thread));
+void share_out(std::int64_t total, int threads, const Work& work, std::int64_t elements_in_one = 1) {
+  const std::int64_t needed = std::max<std::int64_t>(elements_per_thread / elements_in_one, granule);
+  const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / needed));
   if (worthwhile <= 1) {
     work(Share{0, total});
   } else if (forks > 0) {
@@ -156,6 +159,50 @@ void for_each(std::int64_t count, std::int64_t size, int threads, const std::fun
     // Each belongs to the share that it begins in.
     for (std::int64_t i = (share.begin + size - 1) / size; i * size < share.end; ++i) work(i);
   });
+}
+
+namespace {
+
+// As sum_rows(), for a range of one job. The sums of a block stay in the cache while the rows go by.
+template <class T>
+void sum_range(const Job& job, AddRows add_rows, const Spec& spec, const TableRows& rows, std::int64_t begin,
+               std::int64_t end) {
+  constexpr std::int64_t block = 4096;
+  T* const sum = static_cast<T*>(job.buffers.states[spec.row_sum]);
+  const T* const table = static_cast<const T*>(job.buffers.states[spec.row_state]);
+  double sums[block], weights[rows_at_once];
+  const void* places[rows_at_once];
+  for (; begin < end; begin += block) {
+    const std::int64_t size = std::min(block, end - begin);
+    std::fill_n(sums, size, 0.0);
+    int count = 0;
+    for (std::int64_t row = 0; row < rows.count; ++row) {
+      if (!rows.seen[row]) continue;
+      places[count] = table + row * job.size + begin;
+      weights[count] = rows.weights ? rows.weights[row] : 1.0;
+      if (++count == rows_at_once) add_rows(sums, places, weights, std::exchange(count, 0), size);
+    }
+    add_rows(sums, places, weights, count, size);
+    for (std::int64_t i = 0; i < size; ++i) sum[begin + i] = static_cast<T>(sums[i]);
+  }
+}
+
+}  // namespace
+
+void sum_rows(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table,
+              const Spec& spec, const TableRows& rows) {
+  const auto work = [=, &table](Share share) {
+    const FloatMode mode(denormals);
+    for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
+      const std::int64_t first = std::max<std::int64_t>(share.begin, 0), last = std::min(share.end, job->size);
+      if (job->item_size == 4)
+        sum_range<float>(*job, table.float32_add_rows, spec, rows, first, last);
+      else
+        sum_range<double>(*job, table.float64_add_rows, spec, rows, first, last);
+      share = {share.begin - job->size, share.end - job->size};
+    }
+  };
+  share_out(total_size(jobs, count), threads, work, rows.count);
 }
 
 double sum_tree(double* sums, std::int64_t count) {

@@ -46,6 +46,18 @@ double sum_tree(double* sums, std::int64_t count);
 /// about how many elements each moves.
 void for_each(std::int64_t count, std::int64_t size, int threads, const std::function<void(std::int64_t)>& work);
 
+/// The rows of the tables of all jobs.
+struct TableRows {
+  std::int64_t count;
+  const bool* seen;       // a row that was not seen counts as 0
+  const double* weights;  // null: 1 each
+};
+
+/// Sums the rows of each job again, in double and in their order, the table being its state `row_state`, and writes the
+/// result to its state `row_sum`.
+void sum_rows(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table,
+              const Spec& spec, const TableRows& rows);
+
 /// The most threads that a step may use: the last set_num_threads(), else GRADSTEP_NUM_THREADS, else what OpenMP
 /// would take (OMP_NUM_THREADS, else the cores of this process). Throws std::invalid_argument where
 /// GRADSTEP_NUM_THREADS is not a whole number from 1 to thread_limit.

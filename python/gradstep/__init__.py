@@ -1,8 +1,9 @@
 """The gradient step on CPUs: update rules as fused native kernels, in place on NumPy arrays."""
 
-from . import functional, losses, optimizers, reference, schedules
+from . import finite_sums, functional, losses, optimizers, reference, schedules
 from ._core import __version__
 from ._memory import Arena, flatten
+from .finite_sums import *  # noqa: F403 - the classes, as below
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
 from .stability import max_stable_lr
@@ -24,4 +25,4 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-__all__ += optimizers.__all__
+__all__ += optimizers.__all__ + finite_sums.__all__

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: float64 holds every whole number up to here.
 MAX_INTEGER = 2**53
@@ -53,6 +55,12 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def choice(name: str, value: Any, known: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
 def pair(name: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
@@ -65,3 +73,13 @@ def array(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
     if isinstance(value, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a plain NumPy array, got {type(value).__name__}")
+
+
+def array_like(name: str, value: Any, target: NDArray[Any]) -> None:
+    """An array that can be copied over another without a conversion."""
+    array(name, value)
+    if (value.dtype, value.shape) != (target.dtype, target.shape):
+        raise ValueError(
+            f"{name} is {value.dtype} of shape {value.shape}, "
+            f"not {target.dtype} of shape {target.shape}"
+        )

@@ -48,6 +48,11 @@ class Rule:
         Whether weight decay shrinks the parameter instead of joining the gradient.
         """
     @property
+    def gradients(self) -> tuple[str, ...]:
+        """
+        The states that are gradients too: steps only read them.
+        """
+    @property
     def hyperparameters(self) -> tuple[str, ...]: ...
     @property
     def name(self) -> str: ...
@@ -72,6 +77,9 @@ class Plan:
         suffixes: collections.abc.Sequence[str],
         skip_nonfinite: bool = False,
         flush_denormals: bool = False,
+        refuse_nonfinite: bool = False,
+        seen: numpy.typing.NDArray[numpy.bool] | None = None,
+        row_weights: numpy.typing.NDArray[numpy.float64] | None = None,
     ) -> None: ...
     def acquire(self) -> None:
         """
@@ -88,6 +96,14 @@ class Plan:
     def check_grads(self, grads: typing.Any, zero_grad: bool = False) -> list[typing.Any]:
         """
         Raise unless step() would take these gradients; return them with NumPy scalars as arrays.
+        """
+    def check_second_grads(self, second_grads: typing.Any) -> list[typing.Any]:
+        """
+        The same for the second gradients.
+        """
+    def forget(self, row: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Make a row one that was never seen, and sum the others again. Return whether it was seen.
         """
     def release(self) -> None: ...
     def step(
@@ -108,13 +124,14 @@ class Plan:
             typing.SupportsInt | typing.SupportsIndex,
         ]
         | None = None,
+        second_grads: typing.Any | None = None,
     ) -> tuple[float, bool, bool] | None:
         """
         Update everything once, or raise and change nothing. The treatment of the gradients is
         (grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,
         hyper-parameters, weight_decay, maximize, row), those of the step before by default.
-        Where the gradients were measured, return their norm, whether it was clipped, and whether
-        the step was skipped.
+        Where clip_norm or skip_nonfinite had the gradients measured, return their norm, whether it
+        was clipped, and whether the step was skipped.
         """
     @property
     def t(self) -> int:
@@ -142,7 +159,7 @@ class FiniteSum:
         centre: bool,
     ) -> None:
         """
-        Rows are a table, or of CSR (values, columns, offsets, features), and are not copied.
+        Rows are a table, or (values, columns, offsets, number of features) of CSR. Not copied.
         """
     def descend(
         self,
@@ -157,6 +174,12 @@ class FiniteSum:
     ) -> None:
         """
         Step at so many rows, the first of which is the draw `first` of the seed.
+        """
+    def gradient(
+        self,
+    ) -> tuple[float, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
+        """
+        The mean loss, and the sums that snapshot() would form; nothing changes.
         """
     def snapshot(self) -> float:
         """

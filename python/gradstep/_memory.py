@@ -1,9 +1,12 @@
-"""Memory that begins at a cache line, and many arrays in one piece of it."""
+"""Memory that begins at a cache line, many arrays in one piece of it, and how much there is."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,16 @@ ALIAS = 4096
 STAGGER = 1024
 #: Smaller arrays, in bytes, lie closely instead: gaps between them would cost more cache.
 LARGE = 16384
+
+
+def available_bytes() -> float:
+    """Memory that can be used without swapping; infinity where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if "MemAvailable" in line).split()[1])
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
 
 
 def zeros_at(shape: tuple[int, ...], dtype: DTypeLike, address: int, period: int) -> Array:

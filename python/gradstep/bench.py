@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import reference, runtime
+from ._memory import available_bytes
 from .compare import check_picture
 from .datasets import UsageError
 from .optimizers import CORE_RULES, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
@@ -476,16 +477,6 @@ def _environment(threads: int, python: str) -> dict[str, str]:
 def _processors() -> list[int]:
     """Those that this process may use, or none where the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-def available_bytes() -> float:
-    """Memory that can be used without swapping; infinity where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if "MemAvailable" in line).split()[1])
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
 
 
 def needed_bytes(work: Work, contestants: int) -> int:

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from . import losses, reference
 from ._files import replacing
 from .datasets import Dataset, UsageError, demo_packages, load
-from .optimizers import SAG, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, WindowSAG
+from .finite_sums import SAG, WindowSAG
+from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from .stability import batch_curvature, max_stable_lr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,15 +69,8 @@ class Problem:
         return float(1 - np.sum((z - y) ** 2) / spread) if spread > 0 else math.nan
 
     def curvature(self, batch_size: int) -> float:
-        """What 1/lr of SGD must exceed: the curvature L of the loss as batches of this size see it.
-
-        All rows see the largest eigenvalue, one row sees that of the worst row, and batches lie
-        between (Gower et al., SGD: general analysis and improved rates, 2019).
-        """
-        rows = len(self.data.x)
-        overall, worst = self._curvatures
-        share = (rows / batch_size - 1) / (rows - 1)
-        return (1 - share) * overall + share * worst
+        """What 1/lr of SGD must exceed: the curvature of the loss as such batches see it."""
+        return batch_curvature(*self._curvatures, len(self.data.x), batch_size)
 
     @cached_property
     def _curvatures(self) -> tuple[float, float]:
@@ -150,6 +145,13 @@ def over_curvature(factor: float) -> LearningRate:
     return lambda problem, batch_size: factor / problem.curvature(batch_size)
 
 
+def half_the_bound(cls: type[Optimizer], **options: Any) -> LearningRate:
+    """Half of the largest stable lr."""
+    return lambda problem, batch_size: (
+        0.5 * max_stable_lr(cls, problem.curvature(batch_size), **options)
+    )
+
+
 def of_weights(factor: float) -> LearningRate:
     """lr = factor x the size of the weights, for rules whose step is about lr in each weight."""
     return lambda problem, _: factor * problem.weight_size
@@ -174,6 +176,8 @@ class Recipe:
 # rules have textbook defaults for networks: 0.01 for Adagrad and RMSprop, 0.001 for Adam.
 # WindowSAG keeps to half its bound. Colours: Okabe and Ito; one family, one colour.
 _MOMENTUM = {"momentum": 0.9}
+# A run that diverges shall go on to a loss that is infinite, where these would refuse to step.
+_CAREFUL = {"skip_nonfinite": True}
 RULES: Mapping[str, Recipe] = {
     "SGD": Recipe(SGD, over_curvature(1), "#000000"),
     "Momentum": Recipe(SGD, over_curvature(0.2), "#E69F00", options=_MOMENTUM),
@@ -183,13 +187,13 @@ RULES: Mapping[str, Recipe] = {
     "Adam": Recipe(Adam, of_weights(0.01), "#0072B2"),
     "AMSGrad": Recipe(Adam, of_weights(0.01), "#0072B2", "--", {"amsgrad": True}),
     "AdamW": Recipe(AdamW, of_weights(0.01), "#0072B2", ":"),
-    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7"),
+    "SAG": Recipe(SAG, over_curvature(1), "#CC79A7", options=_CAREFUL),
     "WindowSAG": Recipe(
         WindowSAG,
-        over_curvature(0.5 * WINDOW * (1 - math.cos(math.pi / WINDOW))),
+        half_the_bound(WindowSAG, window=WINDOW),
         "#CC79A7",
         "--",
-        {"window": WINDOW},
+        {"window": WINDOW, **_CAREFUL},
     ),
 }
 

@@ -60,6 +60,8 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
     checks = [check.flag if isinstance(value, bool) else check.number for value in defaults]
     place = {hyper: i for i, hyper in enumerate(hypers)}
     nouns = ["param", "grad", *rule.states]
+    read = ["grad", *rule.gradients]
+    written = [noun for noun in nouns if noun not in read]
 
     def update(
         param: Array,
@@ -86,8 +88,8 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
 
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
-        f"One step of `gradstep.{cls.__name__}`, in place: {', '.join(['param', *rule.states])} "
-        "are written, grad is read. See the class for the formula and the arguments."
+        f"One step of `gradstep.{cls.__name__}`, in place. Written: {', '.join(written)}. "
+        f"Read: {', '.join(read)}. See the class for the formula and the arguments."
     )
     empty = inspect.Parameter.empty
     options = {hyper: empty if v is None else v for hyper, v in zip(hypers, defaults, strict=True)}

@@ -1,4 +1,4 @@
-"""One short class per rule, in the order of `cpp/src/rules.hpp`.
+"""One short class per rule, in the order of `cpp/src/rules.hpp`; `finite_sums` has the last ones.
 
 The base class owns the parameters, the states and the step count, and knows no rule. A class names
 its native rules (variants of one equation, each a struct in C++), picks one, and hands over the
@@ -42,8 +42,6 @@ __all__ = [  # noqa: RUF022 - in the order of this file
     "RMSprop",
     "Adam",
     "AdamW",
-    "WindowSAG",
-    "SAG",
 ]
 
 Array = NDArray[Any]
@@ -55,6 +53,8 @@ Scalars = tuple[int, list[float], float, bool, int]
 LearningRate = float | Callable[[int], float]
 
 CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
+#: Every optimizer class of the package, in the order of definition: each adds itself.
+CLASSES: list[type[Optimizer]] = []
 
 
 class Options(TypedDict, total=False):
@@ -118,13 +118,18 @@ class Optimizer:
 
     #: The native rules that this class chooses from.
     rules: ClassVar[tuple[str, ...]] = ()
+    #: What `step` needs beside the gradients, for those who know no more than gradients.
+    step_needs: ClassVar[str] = ""
     #: What carries the steps out; `reference.in_numpy` exchanges it.
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
     def __init_subclass__(cls) -> None:
-        if cls.__module__ == __name__:  # those of users may mean something else by **options
+        # Classes of users may mean something else by **options.
+        if cls.__module__.startswith(f"{__package__}."):
             for name in {"__init__", "step"} & vars(cls).keys():
                 _spell_out_options(vars(cls)[name], like=getattr(Optimizer, name))
+            if "rules" in vars(cls):
+                CLASSES.append(cls)
 
     def __init__(
         self,
@@ -134,6 +139,7 @@ class Optimizer:
         lr: LearningRate,
         weight_decay: float,
         hyper: Mapping[str, float] = MappingProxyType({}),
+        settings: Mapping[str, Any] = MappingProxyType({}),
         maximize: bool = False,
         skip_nonfinite: bool = False,
         flush_denormals: bool = False,
@@ -151,24 +157,23 @@ class Optimizer:
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
-        self._maximize = check.flag("maximize", maximize)
+        self._settings = self._checked_settings({"maximize": maximize, **settings})
         self._habits = {
             "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
             "flush_denormals": check.flag("flush_denormals", flush_denormals),
         }
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._scalars_kept = False  # whether those of the last step are good for the next one
-        names = self._rule.states
-        shapes = [[self._state_shape(name, param) for param in self._params] for name in names]
-        states = zeros_beside(self._params, shapes)
-        self._states: dict[str, list[Array]] = dict(zip(names, states, strict=True))
+        self._states = self._new_states()
+        kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
         self._plan = self._plan_class(
             rule,
             self._params,
-            list(self._states.values()),
-            ["params", "grads", *(f"state {name}" for name in self._states)],
+            [self._states.get(kind, []) for kind in kinds],
+            ["params", "grads", *map(self._noun, kinds)],
             self._structure.suffixes,
             **self._habits,
+            **self._plan_options(),
         )
 
     def step(
@@ -250,6 +255,7 @@ class Optimizer:
         self,
         grads: Arrays,
         scalars: Scalars,
+        second_grads: Sequence[Array] | None = None,
         *,
         grad_scale: float = 1.0,
         clip_norm: float | None = None,
@@ -262,7 +268,8 @@ class Optimizer:
             None if clip_value is None else check.number("clip_value", clip_value),
             check.flag("zero_grad", zero_grad),
         )
-        report = self._plan.step(self._structure.arrays(grads, "grads"), treatment, scalars)
+        arrays = self._structure.arrays(grads, "grads")
+        report = self._plan.step(arrays, treatment, scalars, second_grads)
         return None if report is None else StepResult(*report)
 
     def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
@@ -275,7 +282,7 @@ class Optimizer:
         """
         hyper = {**self._hyper, **late, "lr": self.current_lr}
         values = [hyper[name] for name in self._hyper_names]
-        return t, values, hyper["weight_decay"], self._maximize, row
+        return t, values, hyper["weight_decay"], self._settings["maximize"], row
 
     @property
     def params(self) -> Arrays:
@@ -315,9 +322,9 @@ class Optimizer:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The hyper-parameters by name, as numbers; `lr` is None where it is a schedule."""
+        """The hyper-parameters by name; `lr` is None where it is a schedule."""
         lr = None if callable(self.lr) else self.lr
-        return {**self._hyper, "lr": lr, "maximize": self._maximize}
+        return {**self._hyper, "lr": lr, **self._settings}
 
     def __repr__(self) -> str:
         habits = {name: True for name, on in self._habits.items() if on}
@@ -425,25 +432,22 @@ class Optimizer:
                 "the optimizer with the same kind, and set opt.lr after loading to change it"
             )
         lr = self.lr if hyper["lr"] is None else hyper["lr"]
-        numbers = {name: value for name, value in hyper.items() if name != "maximize"}
+        numbers = {name: value for name, value in hyper.items() if name in self._hyper}
         checked = self._checked({**numbers, "lr": lr})
-        maximize = check.flag("maximize", hyper["maximize"])
+        settings = self._checked_settings({name: hyper[name] for name in self._settings})
         t = check.integer("t", meta["t"], 0)
         targets = self._named_arrays(with_params)
         _check_keys("the state", sources, targets)
         for label, target in targets.items():
             source = sources[label]
-            check.array(label, source)
-            if (source.dtype, source.shape) != (target.dtype, target.shape):
-                raise ValueError(
-                    f"{label} is {source.dtype} of shape {source.shape}, "
-                    f"not {target.dtype} of shape {target.shape}"
-                )
+            check.array_like(label, source, target)
+        self._check_counters({name: sources[f"counter {name}"] for name in self._counters()})
         with self._alone():
             for label, target in targets.items():
                 np.copyto(target, sources[label])
-            self._hyper, self._maximize, self._scalars_kept = checked, maximize, False
+            self._hyper, self._settings, self._scalars_kept = checked, settings, False
             self._plan.t = t
+            self._restored()
 
     def _labels(self, noun: str) -> list[str]:
         return [noun + suffix for suffix in self._structure.suffixes]
@@ -465,20 +469,45 @@ class Optimizer:
         finally:
             self._plan.release()
 
-    def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
-        return param.shape
+    def _new_states(self) -> dict[str, list[Array]]:
+        """The states by name: those of the rule, and what else is saved with them."""
+        return self._zeros(self._rule.states)
+
+    def _zeros(self, names: Sequence[str], rows: int | None = None) -> dict[str, list[Array]]:
+        """States of zeros; the one that has rows, if the rule has such a one, with so many."""
+        leading = {self._rule.row_state: () if rows is None else (rows,)}
+        shapes = [[(*leading.get(name, ()), *p.shape) for p in self._params] for name in names]
+        return dict(zip(names, zeros_beside(self._params, shapes), strict=True))
+
+    def _noun(self, state: str) -> str:
+        """What messages call a state."""
+        return f"state {state}"
+
+    def _plan_options(self) -> dict[str, Any]:
+        """What the plan needs to know beside arrays."""
+        return {}
 
     def _counters(self) -> dict[str, Array]:
         """Arrays that belong to the state but are not one per parameter."""
         return {}
 
-    def _sizes(self) -> dict[str, int]:
-        """Arguments that show in the shapes of the states."""
+    def _check_counters(self, counters: Mapping[str, Array]) -> None:
+        """Raise unless these can take the place of `_counters()`, whose dtypes and shapes fit."""
+
+    def _restored(self) -> None:
+        """Called when a state has been loaded, for what follows from it."""
+
+    def _sizes(self) -> dict[str, int | None]:
+        """Arguments that show in the shapes of the states, or in nothing."""
         return {}
 
     def _arrays(self) -> list[Array]:
         """Every array that a step may write to."""
         return list(self._named_arrays(with_params=True).values())
+
+    def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyper-parameters that are no numbers of the rule."""
+        return {"maximize": check.flag("maximize", settings["maximize"])}
 
     def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters as numbers in their ranges. A schedule is checked at each step."""
@@ -921,170 +950,3 @@ class AdamW(Adam):
             bias_correction=bias_correction,
             **options,
         )
-
-
-class WindowSAG(Optimizer):
-    r"""Descent along the mean of the last n gradients.
-
-    ```
-    d = d + (g - y)      y: the row of the ring that is n steps old
-    y = g
-    w = w - lr / m d     m = min(t, n)
-    ```
-
-    On curvature L it is stable for `lr < n (1 - cos(pi / n)) / L` only: 2/L for n = 1 and 2,
-    0.49/L for n = 10, about pi^2 / (2 n L) for large n. It does not converge to a lower noise
-    floor than SGD; `SAG` does. `window=1` is bit for bit `SGD`. `d` keeps the rounding errors of
-    all steps, and a NaN or infinity for good.
-
-    Args:
-        window: n, the gradients kept, at least 1. The ring takes n times the memory of `params`.
-
-    Example:
-        >>> import numpy as np, gradstep as gs
-        >>> w = np.array([1.0])
-        >>> opt = gs.WindowSAG(w, lr=0.5, window=2)
-        >>> for g in (1.0, 2.0, 3.0):
-        ...     opt.step(np.array([g]))
-        >>> w                                       # 1 - 0.5 (1 + 1.5 + 2.5)
-        array([-1.5])
-
-    References:
-        Blatt, Hero and Gauchman, A convergent incremental gradient method with a constant step
-        size, 2007: the same step where n is the number of batches and their order is cyclic.
-    """
-
-    rules = ("window_sag",)
-
-    def __init__(
-        self,
-        params: Arrays,
-        lr: LearningRate,
-        window: int,
-        *,
-        weight_decay: float = 0.0,
-        **options: Unpack[Options],
-    ) -> None:
-        self._window = check.integer("window", window, 1)
-        super().__init__(
-            params,
-            # One row is the gradient itself: d + (g - y) would round.
-            "sgd" if self._window == 1 else "window_sag",
-            lr=lr,
-            weight_decay=weight_decay,
-            **options,
-        )
-
-    def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
-        t = self.t
-        scalars = self._scalars(t, t % self._window, seen=min(t + 1, self._window))
-        return self._step(grads, scalars, **options)
-
-    def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
-        return (self._window, *param.shape) if name == "y" else param.shape
-
-    def _sizes(self) -> dict[str, int]:
-        return {"window": self._window}
-
-
-class SAG(Optimizer):
-    r"""Stochastic average gradient: descent along the mean of one stored gradient per row.
-
-    ```
-    d = d + (g - y_i)
-    y_i = g
-    w = (1 - lr weight_decay) w - lr / m d     m: rows seen so far
-    ```
-
-    A row is a sample or a mini-batch of a finite sum; its gradient is the last one that was taken
-    at it. It converges to the optimum with a constant `lr`, in theory at 1/(16 L), in practice at
-    1/L, where L is the largest curvature of a row. `d` keeps the rounding errors of all steps, and
-    a NaN or infinity for good.
-
-    Args:
-        rows: the number of rows, at least 1. The table takes that many times the memory of
-            `params`.
-        weight_decay: exact L2 regularisation, which is never stored in the table. At least 0,
-            default 0.
-
-    Example:
-        >>> import numpy as np, gradstep as gs
-        >>> targets = np.array([1.0, 2.0, 6.0])
-        >>> w = np.zeros(1)
-        >>> opt = gs.SAG(w, lr=0.5, rows=3)
-        >>> for t in range(60):
-        ...     opt.step(w - targets[t % 3], row=t % 3)
-        >>> w.round(6)
-        array([3.])
-
-    References:
-        Schmidt, Le Roux and Bach, Minimizing finite sums with the stochastic average gradient,
-        2017.
-    """
-
-    rules = ("sag",)
-
-    def __init__(
-        self,
-        params: Arrays,
-        lr: LearningRate,
-        rows: int,
-        *,
-        weight_decay: float = 0.0,
-        **options: Unpack[Options],
-    ) -> None:
-        self._seen = np.zeros(check.integer("rows", rows, 1), np.bool_)
-        super().__init__(params, "sag", lr=lr, weight_decay=weight_decay, **options)
-
-    def step(  # type: ignore[override]
-        self, grads: Arrays, row: int, **options: Unpack[StepOptions]
-    ) -> StepResult | None:
-        """Update once with the gradient of one row.
-
-        Args:
-            grads: the gradients of that row, in the structure, shapes and dtypes of `params`.
-            row: which row, from 0.
-            grad_scale, clip_norm, clip_value, zero_grad: see `Optimizer.step`. What the table keeps
-                is the gradient after scaling and clipping.
-
-        Raises:
-            IndexError: no such row.
-            TypeError, ValueError: an array that does not fit, by name. Nothing has changed then.
-        """
-        row = check.integer("row", row, 0)
-        if row >= self._seen.size:
-            raise IndexError(f"row must be below rows={self._seen.size}, got {row}")
-        t = self.t
-        seen = int(np.count_nonzero(self._seen)) + (not self._seen[row])
-        scalars, was_seen = self._scalars(t, row, seen=seen), bool(self._seen[row])
-        # Marked first and unmarked if no step was taken: Ctrl-C may arrive right after the step.
-        self._seen[row] = True
-        try:
-            result = self._step(grads, scalars, **options)
-        except RuntimeError:  # another thread's steps move t, but this one took none
-            self._seen[row] = was_seen
-            raise
-        except BaseException:
-            if self.t == t:
-                self._seen[row] = was_seen
-            raise
-        if result is not None and result.skipped:
-            self._seen[row] = was_seen
-        return result
-
-    def _state_shape(self, name: str, param: Array) -> tuple[int, ...]:
-        return (self._seen.size, *param.shape) if name == "y" else param.shape
-
-    def _counters(self) -> dict[str, Array]:
-        return {"seen": self._seen}
-
-    def _sizes(self) -> dict[str, int]:
-        return {"rows": self._seen.size}
-
-
-#: Every optimizer class, in the order of this file.
-CLASSES: tuple[type[Optimizer], ...] = tuple(
-    cls
-    for cls in (globals()[name] for name in __all__)
-    if issubclass(cls, Optimizer) and cls is not Optimizer
-)

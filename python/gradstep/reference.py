@@ -140,7 +140,40 @@ def window_sag(w: Array, g: Array, d: Array, y: Array, *, t: int, lr: float, see
     w -= lr / seen * d
 
 
-#: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too.
+def sag(
+    w: Array, g: Array, d: Array, y: Array, *,
+    t: int, lr: float, row_weight: float, weight_seen: float,
+) -> None:  # fmt: skip
+    d += row_weight * (g - y)
+    y[...] = g
+    w -= lr / weight_seen * d
+
+
+def saga(
+    w: Array, g: Array, d: Array, y: Array, *,
+    t: int, lr: float, row_weight: float, weight_seen: float, rows_seen: float,
+) -> None:  # fmt: skip
+    delta = g - y
+    d += row_weight * delta
+    y[...] = g
+    jump, step = lr * ((rows_seen - 1) * row_weight / weight_seen), lr / weight_seen
+    w -= jump * delta + step * d
+
+
+def saga_l1(
+    w: Array, g: Array, d: Array, y: Array, *, t: int, lr: float, l1: float, **seen: float
+) -> None:
+    saga(w, g, d, y, t=t, lr=lr, **seen)
+    threshold = w.dtype.type(lr * l1)
+    w -= np.where(w > threshold, threshold, np.where(w < -threshold, -threshold, w))
+
+
+def svrg(w: Array, g: Array, snapshot_grad: Array, mu: Array, *, t: int, lr: float) -> None:
+    w -= lr * (g - snapshot_grad + mu)
+
+
+#: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too, and
+#: those whose last states are gradients in GRADIENTS, with the number of them.
 RULES: Mapping[str, Callable[..., None]] = {
     "sgd": sgd,
     "sgd_momentum": sgd_momentum,
@@ -159,9 +192,13 @@ RULES: Mapping[str, Callable[..., None]] = {
     "adamw": adam,
     "adamw_amsgrad": adam_amsgrad,
     "window_sag": window_sag,
-    "sag": window_sag,
+    "sag": sag,
+    "saga": saga,
+    "saga_l1": saga_l1,
+    "svrg": svrg,
 }
-DECOUPLED = frozenset({"adamw", "adamw_amsgrad", "sag"})
+DECOUPLED = frozenset({"adamw", "adamw_amsgrad", "sag", "saga", "saga_l1", "svrg"})
+GRADIENTS: Mapping[str, int] = {"svrg": 2}
 
 
 def step(
@@ -193,12 +230,19 @@ def step(
     # Floats of Python take the array's dtype in NumPy's arithmetic, those of NumPy do not.
     hyper = {name: float(value) for name, value in hyper.items()}
     with np.errstate(all="ignore"):
-        if maximize:
-            g = -g
-        if grad_scale != 1:
-            g = g.dtype.type(grad_scale) * g
-        if clip != 1:
-            g = g.dtype.type(clip) * g
+
+        def scaled(g: Array) -> Array:
+            if maximize:
+                g = -g
+            if grad_scale != 1:
+                g = g.dtype.type(grad_scale) * g
+            if clip != 1:
+                g = g.dtype.type(clip) * g
+            return g
+
+        g = scaled(g)
+        own = len(states) - GRADIENTS.get(rule, 0)
+        states = [*states[:own], *map(scaled, states[own:])]
         if clip_value < math.inf:
             limit = g.dtype.type(clip_value)
             g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))
@@ -266,6 +310,23 @@ def _finite(grads: Sequence[Array], scale: float) -> bool:
         return all(bool(np.isfinite(g.dtype.type(scale) * g).all()) for g in grads)
 
 
+def sum_rows(table: Array, seen: Array, weights: Array | None = None) -> Array:
+    """The sum of the rows seen, each times its weight, in float64 and in their order.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep import reference
+        >>> table = np.array([[1.0, 2.0], [np.nan, np.nan], [3.0, 4.0]])
+        >>> reference.sum_rows(table, np.array([True, False, True]), np.array([1.0, 1.0, 0.5]))
+        array([2.5, 4. ])
+    """
+    total = np.zeros(table.shape[1:])
+    with np.errstate(all="ignore"):
+        for row in np.flatnonzero(seen):
+            total += (1.0 if weights is None else weights[row]) * table[row].astype(np.float64)
+        return total.astype(table.dtype)
+
+
 def clip_factors(grad_scale: float, clip_norm: float, norm: float) -> tuple[float, float]:
     """The two factors of a gradient that is clipped: `grad_scale` and `clip_norm / norm`.
 
@@ -297,12 +358,17 @@ class Plan:
         suffixes: Sequence[str],
         skip_nonfinite: bool = False,
         flush_denormals: bool = False,
+        refuse_nonfinite: bool = False,
+        seen: Array | None = None,
+        row_weights: Array | None = None,
     ) -> None:
         if flush_denormals:
             raise ValueError("flush_denormals=True is not possible in NumPy")
         self.rule, self.params, self.states, self.t = rule, params, states, 0
-        self.skip_nonfinite = skip_nonfinite
-        self.hyper_names = next(r.hyperparameters for r in _core.rules() if r.name == rule)
+        self.skip_nonfinite, self.refuse_nonfinite = skip_nonfinite, refuse_nonfinite
+        self.seen, self.row_weights = seen, row_weights
+        spec = next(r for r in _core.rules() if r.name == rule)
+        self.hyper_names, self.state_names = spec.hyperparameters, spec.states
 
     def check(self) -> None:
         """Nothing: NumPy checks for itself, and this is no place to look for errors."""
@@ -315,11 +381,26 @@ class Plan:
     def check_grads(self, grads: Sequence[Array], zero_grad: bool = False) -> Sequence[Array]:
         return grads
 
+    check_second_grads = check_grads
+
+    def _sum_again(self, seen: Array) -> None:
+        d, y = (self.states[self.state_names.index(name)] for name in ("d", "y"))
+        for total, table in zip(d, y, strict=True):
+            total[...] = sum_rows(table, seen, self.row_weights)
+
+    def forget(self, row: int) -> bool:
+        if self.seen is None or not self.seen[row]:
+            return False
+        self.seen[row] = False
+        self._sum_again(self.seen)
+        return True
+
     def step(
         self,
         grads: Sequence[Array],
         treatment: tuple[float, float | None, float | None, bool] | None = None,
         scalars: tuple[int, Sequence[float], float, bool, int] | None = None,
+        second_grads: Sequence[Array] | None = None,
     ) -> tuple[float, bool, bool] | None:
         if scalars is not None:
             _, hyper, weight_decay, maximize, self.row = scalars
@@ -327,21 +408,31 @@ class Plan:
             self.options.update(weight_decay=weight_decay, maximize=maximize)
         grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
         report, clip = None, 1.0
-        if clip_norm is not None or self.skip_nonfinite:
+        asked = clip_norm is not None or self.skip_nonfinite
+        if asked or self.refuse_nonfinite:
             norm = grad_norm(grads, grad_scale)
             usable = math.isfinite(norm) if clip_norm is not None else _finite(grads, grad_scale)
             if not usable and not self.skip_nonfinite:
-                raise ValueError("the gradients have no norm to clip")
+                raise ValueError("the gradients hold NaN or infinity, or have no norm to clip")
+            if usable and asked and second_grads is not None:
+                usable = _finite(second_grads, grad_scale)
             clipped = usable and clip_norm is not None and norm > clip_norm
-            report = norm, clipped, not usable
+            report = (norm, clipped, not usable) if asked else None
             if not usable:
                 return report
             if clip_norm is not None and clipped:
                 grad_scale, clip = clip_factors(grad_scale, clip_norm, norm)
         self.t += 1
+        fresh = self.seen is not None and not self.seen[self.row]
         for i, (w, g) in enumerate(zip(self.params, grads, strict=True)):
-            # A state with an axis more than its parameter has rows; this step's is a view.
-            states = [s[i] if s[i].ndim == w.ndim else s[i][self.row, ...] for s in self.states]
+            states = []
+            for kind in self.states[: len(self.state_names)]:
+                state = (kind or second_grads)[i]  # type: ignore[index]
+                if state.ndim > w.ndim:  # it has rows; this step's is a view
+                    state = state[self.row, ...]
+                    if fresh:
+                        state.fill(0)
+                states.append(state)
             step(
                 self.rule,
                 w,
@@ -355,6 +446,10 @@ class Plan:
             )
             if zero_grad:
                 g.fill(0)
+        if self.seen is not None:
+            self.seen[self.row] = True
+            if self.t % self.seen.size == 0:
+                self._sum_again(self.seen)
         return report
 
 

@@ -135,6 +135,37 @@ def find_class(rule: type[Optimizer] | str) -> type[Optimizer]:
     return known[rule.lower()]
 
 
+def has_bound(cls: type[Optimizer]) -> bool:
+    """Whether `max_stable_lr` knows the class."""
+    return not BOUNDS.keys().isdisjoint(cls.rules)
+
+
+def batch_curvature(overall: float, worst: float, rows: int, batch_size: int) -> float:
+    """The curvature of a mean over rows as batches of them see it.
+
+    ```
+    (1 - s) overall + s worst     s = (rows / batch_size - 1) / (rows - 1)
+    ```
+
+    All rows see the largest eigenvalue, one row that of the worst row, and batches lie between.
+
+    Args:
+        overall: of the mean over all rows.
+        worst: the largest of a single row.
+        rows, batch_size: how many there are, and how many are drawn.
+
+    Example:
+        >>> from gradstep.stability import batch_curvature
+        >>> [batch_curvature(1.0, 9.0, rows=9, batch_size=b) for b in (9, 3, 1)]
+        [1.0, 3.0, 9.0]
+
+    References:
+        Gower et al., SGD: general analysis and improved rates, 2019.
+    """
+    share = 0.0 if batch_size >= rows else (rows / batch_size - 1) / (rows - 1)
+    return (1 - share) * overall + share * worst
+
+
 def _momentum(opt: Optimizer) -> float:
     momentum: float = opt.hyperparameters["momentum"]
     if momentum >= 1:

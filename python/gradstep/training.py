@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
-from .optimizers import SAG, Arrays, Optimizer, StepOptions
+from .optimizers import Arrays, Optimizer, StepOptions
 
 Array = NDArray[Any]
 #: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
@@ -210,7 +210,7 @@ def train(
     Ctrl-C, passes through and leaves the steps taken so far.
 
     Args:
-        opt: the optimizer; any but `SAG`, whose step needs a row.
+        opt: the optimizer; any whose step needs nothing but gradients: not `SAG`, `SAGA`, `SVRG`.
         loss_and_grad: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its
             gradients, in the structure of the parameters. See `gradstep.losses.linear`.
         data: arrays with the same number of rows, such as `(x, y)`.
@@ -255,8 +255,8 @@ def train(
     """
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
-    if isinstance(opt, SAG):
-        raise TypeError("opt must not be SAG, whose step needs the row of each gradient")
+    if opt.step_needs:
+        raise TypeError(f"opt must not be {type(opt).__name__}, whose step needs {opt.step_needs}")
     _check_sequence("data", data)
     feed = batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed)
     limit, spent = _limit(epochs, max_steps, len(feed))

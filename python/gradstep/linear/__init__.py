@@ -6,3 +6,8 @@ except ImportError as error:
     raise ImportError(
         'gradstep.linear needs scikit-learn 1.6 or later: pip install "gradstep[linear]"'
     ) from error
+
+from ._descent import GDClassifier, GDRegressor
+from ._sag import SAGClassifier, SAGRegressor
+
+__all__ = ["GDClassifier", "GDRegressor", "SAGClassifier", "SAGRegressor"]

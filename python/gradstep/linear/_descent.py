@@ -1,0 +1,565 @@
+"""Linear models by gradient descent: full-batch, mini-batch or single-sample, with any rule."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import _check_partial_fit_first_call
+
+from .. import _checks as check
+from .. import losses
+from ..optimizers import SGD, LearningRate, Optimizer
+from ..stability import batch_curvature, find_class, has_bound, max_stable_lr
+from ..training import Epoch, History, LossAndGrad, _batch_size, _norm, train
+from ._base import Array, LinearClassifier, LinearModel, LinearRegressor, relative_weights
+
+Model = TypeVar("Model", bound="Descent")
+#: Rows, targets and, where there are some, weights: what the objective takes after the parameters.
+Data = tuple[Array, ...]
+
+
+class Descent(LinearModel):
+    """The fit of both estimators, which say what the loss is and how it wants the targets."""
+
+    rule: type[Optimizer] | str
+    lr: LearningRate | Literal["auto"]
+    rule_options: Mapping[str, Any] | None
+    batch_size: int | Literal["full"]
+    alpha: float
+    fit_intercept: bool
+    max_iter: int
+    tol: float | None
+    patience: int | None
+    validation_fraction: float
+    shuffle: bool
+    random_state: int | np.random.RandomState | None
+    warm_start: bool
+    verbose: bool
+
+    lr_: LearningRate
+    history_: History
+    n_iter_: int
+    _state: dict[str, Any]
+    _rng: np.random.Generator
+    #: What "auto" came to; none yet is any.
+    _stable_lr: float = math.inf
+
+    def fit(
+        self: Model,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Model:
+        """Fit to all rows until there is a reason to stop.
+
+        Args:
+            X: rows, shape (n, p). float32 is kept, anything else becomes float64.
+            y: numbers of shape (n,) or (n, k), taken in the dtype of `X`; or classes, shape (n,).
+            sample_weight: what each row counts, at least 0, shape (n,); None (default) for 1. A
+                weight of 2 is a row twice.
+        """
+        self._fit(X, y, sample_weight, resume=self.warm_start and self.__sklearn_is_fitted__())
+        return self
+
+    def _fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        *,
+        resume: bool,
+        one_epoch: bool = False,
+        **classes: Any,
+    ) -> None:
+        """Fit, from the start or from the coefficients of the fit before.
+
+        Args:
+            X, y, sample_weight: as the user gave them.
+            resume: start from the coefficients there are.
+            one_epoch: `partial_fit`. Where it resumes, the states of the rule and the order of the
+                rows go on too.
+            classes: see `LinearClassifier._check_data`.
+        """
+        # What overflows on the way shows in the loss, at which `train` stops.
+        with self._all_or_nothing(), np.errstate(over="ignore", invalid="ignore"):
+            rule = self._check_arguments()
+            x, y, weights = self._check_data(X, y, sample_weight, resume=resume, **classes)
+            name, targets, outputs = self._problem(y)
+            weight, bias = self._start(x, outputs, resume)
+            # To the losses one output is a vector; this view of it updates `weight`.
+            live = weight[:, 0] if outputs == 1 else weight
+            params = [live, bias] if self.fit_intercept else [live]
+            objective = _penalised(self._loss(name), self.alpha)
+
+            going_on = resume and one_epoch
+            rng = copy.deepcopy(self._rng) if going_on else _generator(self.random_state)
+            opt = self._optimizer(rule, params, name, x, weights, going_on)
+            data: Data = (x, targets) if weights is None else (x, targets, weights)
+            history, complaint = self._train(opt, objective, data, rng, one_epoch)
+            flat = isinstance(self, LinearRegressor) and y.ndim == 1
+            self._keep(weight, bias, flat)
+            self.lr_, self.history_, self.n_iter_ = opt.lr, history, history.epochs
+            self._state, self._rng = opt.state_dict(), rng
+            if complaint:
+                self._warn(complaint)
+
+    def _train(
+        self,
+        opt: Optimizer,
+        objective: LossAndGrad,
+        data: Data,
+        rng: np.random.Generator,
+        one_epoch: bool,
+    ) -> tuple[History, str]:
+        """The history, and what there is to complain of."""
+        stops: dict[str, Any] = {"epochs": 1}
+        test = None
+        if not one_epoch:
+            stops = {"epochs": self.max_iter, "patience": self.patience}
+            if self.validation_fraction > 0:
+                data, stops["validation"] = self._split(data, rng)
+            if self.tol is not None and self.loss != "hinge":
+                test = _Tolerance(self.tol, objective, data, opt.params, self.batch_size == "full")
+                stops["callbacks"] = [test.converged]
+        history = train(
+            opt,
+            objective,
+            data,
+            batch_size=self.batch_size,
+            progress=bool(self.verbose),
+            shuffle=self.shuffle,
+            seed=rng,
+            **stops,
+        )
+        if history.stop == "non-finite":
+            return history, f"{history.reason}. Lower lr, or scale the features"
+        if history.stop == "epochs" and test is not None:
+            return history, test.report(history.epochs)
+        return history, ""
+
+    def _check_arguments(self) -> type[Optimizer]:
+        """Check what is not checked where it is used. Returns the class of the rule."""
+        check.choice("loss", self.loss, self._losses)
+        rule = find_class(self.rule)
+        for parameter in list(inspect.signature(rule.step).parameters.values())[2:]:
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                raise ValueError(
+                    f"rule must step by the gradient alone, got {rule.__name__}, "
+                    f"whose step takes {parameter.name} too"
+                )
+        if not isinstance(self.rule_options, (Mapping, type(None))):
+            raise TypeError(f"rule_options must be a dict or None, got {self.rule_options!r}")
+        for name in {"params", "lr"} & (self.rule_options or {}).keys():
+            raise ValueError(f"rule_options must not hold {name!r}, got {self.rule_options!r}")
+        if isinstance(self.lr, str) and self.lr != "auto":
+            raise ValueError(f'lr must be a number, a schedule or "auto", got {self.lr!r}')
+        check.non_negative("alpha", self.alpha)
+        check.integer("max_iter", self.max_iter, 1)
+        if self.tol is not None:
+            check.non_negative("tol", self.tol)
+        if not check.non_negative("validation_fraction", self.validation_fraction) < 1:
+            raise ValueError(f"validation_fraction must be below 1, got {self.validation_fraction}")
+        for name in ("fit_intercept", "warm_start"):
+            check.flag(name, getattr(self, name))
+        return rule
+
+    def _optimizer(
+        self,
+        rule: type[Optimizer],
+        params: list[Array],
+        loss: str,
+        x: Array,
+        weights: Array | None,
+        going_on: bool,
+    ) -> Optimizer:
+        """The optimizer with its learning rate and, if it is going on, the states of before."""
+        options: dict[str, Any] = {**(self.rule_options or {})}
+        if self.lr != "auto":
+            opt = rule(params, lr=self.lr, **options)
+        elif not has_bound(rule):
+            opt = rule(params, **options)
+        else:
+            opt = rule(params, lr=0.0, **options)
+            curvature = self._curvature(loss, x, weights)
+            lr = 1.0 if curvature == 0 else 0.5 * max_stable_lr(rule, curvature, **options)
+            if self._rows_in_batch(x) < len(x):
+                # Momentum adds the noise of batches up as it does their gradients. So their sum,
+                # 1 / (1 - momentum) steps, keeps to what is stable without momentum.
+                momentum = opt.hyperparameters.get("momentum", 0.0)
+                lr *= (1 - momentum) / (1 + momentum)
+            # Data to come may be larger: what is stable on all of it is the least.
+            self._stable_lr = min(lr, self._stable_lr) if going_on else lr
+            fading = functools.partial(_fading, self._stable_lr)
+            opt.lr = fading if loss == "hinge" else self._stable_lr
+        if going_on and self._state["rule"] == opt.rule:
+            # The arguments are those of now.
+            opt.load_state_dict({**self._state, "hyperparameters": opt.hyperparameters})
+        return opt
+
+    def _curvature(self, loss: str, x: Array, weights: Array | None) -> float:
+        """The largest second derivative of the objective, as batches see it."""
+        squares = np.einsum("ij,ij->i", x, x) + float(self.fit_intercept)
+        worst = float(np.max(squares if weights is None else weights * squares))
+        overall = _largest_eigenvalue(x, weights, self.fit_intercept)
+        if not math.isfinite(worst + overall):
+            raise ValueError(
+                f"X must have squares that {x.dtype} can hold, got {np.abs(x).max()}: scale the "
+                "features, or give lr"
+            )
+        seen = batch_curvature(overall, worst, len(x), self._rows_in_batch(x))
+        # The hinge has none. Weights about as large as those that fit targets of 1 make its margin.
+        return losses.CURVATURES.get(loss, 1.0) * seen + self.alpha
+
+    def _rows_in_batch(self, x: Array) -> int:
+        return _batch_size(self.batch_size) or len(x)
+
+    def _split(self, data: Data, rng: np.random.Generator) -> list[Data]:
+        """The rows to train on, and those to validate with, of each class the same part."""
+        parts = train_test_split(
+            *data,
+            test_size=self.validation_fraction,
+            stratify=self._strata(data[1]),
+            random_state=int(rng.integers(2**31)),
+        )
+        return [
+            (x, y, *(np.asarray(relative_weights(w, x)) for w in weights))
+            for x, y, *weights in (parts[::2], parts[1::2])
+        ]
+
+
+class _Tolerance:
+    """The norm of the gradient over all rows, held against that at coefficients of 0.
+
+    It does not depend on where a fit starts: one that resumes near the optimum is done at once.
+    """
+
+    def __init__(
+        self, tol: float, objective: LossAndGrad, data: Data, params: list[Array], full: bool
+    ) -> None:
+        self._tol, self._full = tol, full
+        self._objective, self._data = objective, data
+        self._start = self._gradient_norm([np.zeros_like(array) for array in params])
+        self._norm = self._start
+
+    def converged(self, epoch: Epoch) -> bool:
+        # The norms of batches are noisy, and their mean need not go to 0.
+        self._norm = epoch.grad_norm if self._full else self._gradient_norm(epoch.opt.params)
+        return self._norm <= self._tol * self._start
+
+    def _gradient_norm(self, params: list[Array]) -> float:
+        return _norm(self._objective(params, *self._data)[1])
+
+    def report(self, epochs: int) -> str:
+        advice = (
+            "Scale the features, take a rule with momentum, or raise max_iter"
+            if self._full
+            else "Batches are noisy: lower lr by a schedule, take larger ones, or stop by patience"
+        )
+        return (
+            f"after {epochs} epochs the gradient norm is {self._norm:.3g}, above tol={self._tol:g} "
+            f"times the {self._start:.3g} at coefficients of 0. {advice}; tol=None asks for all "
+            "epochs"
+        )
+
+
+def _penalised(loss: losses.Loss, alpha: float) -> LossAndGrad:
+    """The mean loss plus `alpha / 2 |weight|^2`, a function of `[weight]` or `[weight, bias]`."""
+    linear = losses.linear(loss)
+
+    def objective(params: list[Array], *batch: Array) -> tuple[float, list[Array]]:
+        weight, *bias = params
+        value, grads = linear(params if bias else weight, *batch)
+        slopes = grads if bias else [grads]
+        slopes[0] += alpha * weight
+        return value + 0.5 * alpha * float(np.vdot(weight, weight)), slopes
+
+    return objective
+
+
+def _fading(lr: float, step: int) -> float:
+    """What descends along subgradients too (Nesterov, Introductory lectures on convex optimization,
+    2004, section 3.2.3)."""
+    return lr / math.sqrt(step + 1)
+
+
+def _generator(random_state: Any) -> np.random.Generator:
+    """Starts where scikit-learn's kind of seed says."""
+    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    return np.random.default_rng(seed)
+
+
+def _largest_eigenvalue(x: Array, weights: Array | None, intercept: bool) -> float:
+    """Of the weighted mean of `x_i x_i^T`, each row with a 1 appended where there is an intercept.
+
+    By power iteration, which comes from below and is left at a gain of 1 %. It may still be too
+    small then, but hardly by the half that is left of the stable learning rate.
+    """
+    m, p = x.shape
+    v = np.random.default_rng(0).normal(size=p + intercept).astype(x.dtype)
+    weights = None if weights is None else weights.astype(x.dtype)
+    value, before = math.inf, 0.0
+    for _ in range(100):
+        v /= np.linalg.norm(v)
+        z = x @ v[:p] + v[p:].sum()
+        if weights is not None:
+            z *= weights
+        v[:p], v[p:] = x.T @ z / m, z.mean()
+        value = float(np.linalg.norm(v))
+        if value <= 1.01 * before:
+            break
+        before = value
+    return value
+
+
+class GDRegressor(LinearRegressor, Descent):
+    r"""Linear regression by gradient descent, with any rule and schedule of gradstep.
+
+    ```
+    minimise  mean_i s_i loss(x_i coef + intercept, y_i) + alpha/2 |coef|^2
+    ```
+
+    `loss` is half the squared error or Huber's, `s` the sample weights, scaled to a mean of 1.
+    Several targets per row are several problems at once, fitted to one stop.
+
+    Args:
+        loss: "least_squares" (default) or "huber", see `gradstep.losses`.
+        delta: where the squares of "huber" end, in units of `y`; above 0, default 1.
+        rule: an optimizer class, or its name in any case, default `gradstep.SGD`. Not one whose
+            step takes more than the gradient, such as `SAG`.
+        lr: a number, a schedule of the step, or "auto" (default): half of what `max_stable_lr`
+            gives for the curvature of the data, and the default of rules that have no bound.
+        rule_options: arguments of the class by name, such as `{"momentum": 0.9}`. None (default)
+            for its own defaults. A `weight_decay` among them is the rule's own: beside `alpha`, and
+            of the intercept too.
+        batch_size: rows per step, or "full" (default) for all of them.
+        alpha: the penalty, at least 0, default 1e-4. The intercept has none.
+        fit_intercept: default True.
+        max_iter: the most epochs, default 1000.
+        tol: stop when the norm of the gradient over all rows is at most `tol` times that at
+            coefficients of 0; at least 0, default 1e-3. With batches it takes a pass per epoch to
+            know. None for no such test, and no warning that it has not been met.
+        patience: stop after so many epochs without a better loss, of the rows held out where there
+            are some. None (default) for any number.
+        validation_fraction: the part of the rows held out, below 1, default 0.
+        shuffle: a new order of the rows for each epoch, default True; "full" has none.
+        random_state: of the orders and the rows held out: a whole number, a
+            `numpy.random.RandomState`, or None (default) for another one in every fit.
+        warm_start: start from the coefficients of the last fit, with new states of the rule.
+            Default False.
+        verbose: show a bar on a terminal, if tqdm is installed. Default False.
+
+    Attributes:
+        coef_: shape (p,), or (k, p) for targets of shape (n, k).
+        intercept_: a number, or shape (k,).
+        lr_: the learning rate or schedule that was used.
+        n_iter_: epochs of the last call.
+        history_: the `gradstep.History` of the last call, with a loss per epoch.
+        n_features_in_, feature_names_in_: as in all of scikit-learn.
+
+    Raises:
+        TypeError, ValueError: by `fit` and `partial_fit`: an argument of the wrong type or out of
+            its range, or data that does not fit. Nothing has changed then.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear import GDRegressor
+        >>> x = np.array([[0.0], [1.0], [2.0]])
+        >>> model = GDRegressor(alpha=0.0, tol=1e-6).fit(x, 1 + 2 * x[:, 0])
+        >>> model.predict([[10.0]]).round(2)
+        array([21.])
+        >>> model.history_.reason
+        'callback: converged asked to stop after epoch ...'
+
+    References:
+        Cauchy, Methode generale pour la resolution des systemes d'equations simultanees, 1847;
+        Bottou, Large-scale machine learning with stochastic gradient descent, 2010.
+    """
+
+    _losses = ("least_squares", "huber")
+
+    def __init__(
+        self,
+        loss: str = "least_squares",
+        *,
+        delta: float = 1.0,
+        rule: type[Optimizer] | str = SGD,
+        lr: LearningRate | Literal["auto"] = "auto",
+        rule_options: Mapping[str, Any] | None = None,
+        batch_size: int | Literal["full"] = "full",
+        alpha: float = 1e-4,
+        fit_intercept: bool = True,
+        max_iter: int = 1000,
+        tol: float | None = 1e-3,
+        patience: int | None = None,
+        validation_fraction: float = 0.0,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self.loss = loss
+        self.delta = delta
+        self.rule = rule
+        self.lr = lr
+        self.rule_options = rule_options
+        self.batch_size = batch_size
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.max_iter = max_iter
+        self.tol = tol
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def partial_fit(
+        self,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> GDRegressor:
+        """One epoch over these rows, from where the last call left the coefficients and the rule.
+
+        Args:
+            X, y, sample_weight: see `fit`. Weights count within the call.
+        """
+        self._fit(X, y, sample_weight, resume=self.__sklearn_is_fitted__(), one_epoch=True)
+        return self
+
+    def _loss(self, name: str) -> losses.Loss:
+        return (
+            functools.partial(losses.huber, delta=self.delta)
+            if name == "huber"
+            else losses.least_squares
+        )
+
+    def _problem(self, y: Array) -> tuple[str, Array, int]:
+        outputs = 1 if y.ndim == 1 else y.shape[1]
+        return self.loss, y.ravel() if outputs == 1 else y, outputs
+
+    def _strata(self, targets: Array) -> None:
+        """Numbers have none."""
+
+
+class GDClassifier(LinearClassifier, Descent):
+    r"""Linear classification by gradient descent, with any rule and schedule of gradstep.
+
+    ```
+    minimise  mean_i s_i loss(x_i coef + intercept, y_i) + alpha/2 |coef|^2
+    ```
+
+    `s` are the sample weights, scaled to a mean of 1. For more than two classes the logistic loss
+    is that of the softmax, and the hinges are summed over one problem per class against the rest.
+
+    Args:
+        loss: "logistic" (default), "squared_hinge" or "hinge", see `gradstep.losses`. The hinge has
+            kinks, where no gradient is small: `tol` does not count for it, and with a `rule` that
+            has a bound, `lr="auto"` shrinks by the root of the step.
+        rule, lr, rule_options, batch_size, alpha, fit_intercept, max_iter, tol, patience,
+            validation_fraction, shuffle, random_state, warm_start, verbose: see `GDRegressor`.
+
+    Attributes:
+        classes_: the classes in order.
+        coef_: shape (1, p) for two classes, otherwise (k, p).
+        intercept_: shape (1,) or (k,).
+        lr_, n_iter_, history_, n_features_in_, feature_names_in_: see `GDRegressor`.
+
+    Raises:
+        TypeError, ValueError: see `GDRegressor`.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear import GDClassifier
+        >>> x = np.array([[-2.0], [-1.0], [1.0], [2.0]])
+        >>> model = GDClassifier(alpha=0.1).fit(x, ["cold", "cold", "warm", "warm"])
+        >>> model.predict([[3.0], [-3.0]])
+        array(['warm', 'cold'], dtype='<U4')
+        >>> model.predict_proba([[0.0]]).round(6)
+        array([[0.5, 0.5]])
+
+    References:
+        Cox, The regression analysis of binary sequences, 1958; Zhang, Solving large scale linear
+        prediction problems using stochastic gradient descent algorithms, 2004.
+    """
+
+    _losses = ("logistic", "squared_hinge", "hinge")
+
+    def __init__(
+        self,
+        loss: str = "logistic",
+        *,
+        rule: type[Optimizer] | str = SGD,
+        lr: LearningRate | Literal["auto"] = "auto",
+        rule_options: Mapping[str, Any] | None = None,
+        batch_size: int | Literal["full"] = "full",
+        alpha: float = 1e-4,
+        fit_intercept: bool = True,
+        max_iter: int = 1000,
+        tol: float | None = 1e-3,
+        patience: int | None = None,
+        validation_fraction: float = 0.0,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self.loss = loss
+        self.rule = rule
+        self.lr = lr
+        self.rule_options = rule_options
+        self.batch_size = batch_size
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.max_iter = max_iter
+        self.tol = tol
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def partial_fit(
+        self,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> GDClassifier:
+        """One epoch over these rows, from where the last call left the coefficients and the rule.
+
+        Args:
+            X, y, sample_weight: see `fit`. Weights count within the call.
+            classes: all classes there will be; needed in the first call only.
+        """
+        with self._all_or_nothing():
+            first = _check_partial_fit_first_call(self, classes)
+            known = {"classes": classes} if first else {}
+            self._fit(X, y, sample_weight, resume=not first, one_epoch=True, **known)
+        return self
+
+    def _loss(self, name: str) -> losses.Loss:
+        loss: losses.Loss = getattr(losses, name)
+        return loss
+
+    def _problem(self, y: Array) -> tuple[str, Array, int]:
+        k = self._outputs
+        if k == 1:
+            return self.loss, y, 1
+        if self.loss == "logistic":
+            return "softmax", y, k
+        return self.loss, y[:, np.newaxis] == np.arange(k), k
+
+    def _strata(self, targets: Array) -> Array:
+        return targets

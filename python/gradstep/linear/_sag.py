@@ -1,0 +1,556 @@
+"""Linear models by SAG, SAGA and SVRG: whole epochs natively, along the rows of the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import sparse
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import _check_partial_fit_first_call
+
+from .. import _checks as check
+from .. import _core
+from ..losses import CURVATURES
+from ..stability import max_stable_lr
+from ._base import Array, LinearClassifier, LinearModel, LinearRegressor
+
+Model = TypeVar("Model", bound="FiniteSumModel")
+
+#: Columns that differ in scale by more than this are named in the advice.
+UNEQUAL = 10.0
+
+
+class FiniteSumModel(LinearModel):
+    """The fit of both estimators, which say what the loss is and how it wants the targets."""
+
+    variant: str
+    alpha: float
+    l1_ratio: float
+    lr: float | str
+    fit_intercept: bool
+    max_iter: int
+    tol: float | None
+    random_state: Any
+    warm_start: bool
+    verbose: bool
+
+    n_iter_: int
+    lr_: float
+    gradient_norm_: float
+    _sparse: ClassVar[Any] = "csr"
+    _seed: int
+    _draws: int
+
+    def fit(
+        self: Model,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Model:
+        """Fit to all rows until the gradient is small.
+
+        Args:
+            X: rows, shape (n, p), or a sparse matrix, best in CSR. float32 is kept, anything else
+                becomes float64. Rows that are contiguous are not copied.
+            y: numbers of shape (n,) or (n, k), or classes, shape (n,).
+            sample_weight: what each row counts, at least 0, shape (n,); None (default) for 1. A
+                weight of 2 is a row twice.
+        """
+        self._fit(X, y, sample_weight, resume=self.warm_start and self.__sklearn_is_fitted__())
+        return self
+
+    def _fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        *,
+        resume: bool,
+        one_epoch: bool = False,
+        **classes: Any,
+    ) -> None:
+        """Fit, from the start or from the coefficients of the fit before.
+
+        Args:
+            X, y, sample_weight: as the user gave them.
+            resume: start from the coefficients there are.
+            one_epoch: `partial_fit`.
+            classes: see `LinearClassifier._check_data`.
+        """
+        with self._all_or_nothing():
+            self._check_arguments()
+            x, y, weights = self._check_data(X, y, sample_weight, resume=resume, **classes)
+            if sparse.issparse(x) and self.variant == "sag":
+                raise ValueError("variant must be 'saga' or 'svrg' for sparse rows, got 'sag'")
+            loss, targets, outputs = self._problem(y)
+            if not (resume and one_epoch):
+                self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+                self._draws = 0
+            weight, bias = self._start(x, outputs, resume)
+            descent = Descent(
+                x,
+                targets,
+                weights,
+                loss=loss,
+                outputs=outputs,
+                delta=getattr(self, "delta", 1.0),
+                variant=self.variant,
+                l2=self.alpha * (1 - self.l1_ratio),
+                l1=self.alpha * self.l1_ratio,
+                fit_intercept=self.fit_intercept,
+            )
+            descent.begin(weight, bias, resume)
+            self.lr_ = descent.stable_lr() if self.lr == "auto" else float(self.lr)
+            complaint = self._descend(descent, 1 if one_epoch else self.max_iter, one_epoch)
+            flat = isinstance(self, LinearRegressor) and y.ndim == 1
+            self._keep(*descent.end(), flat)
+            if complaint:
+                self._warn(complaint)
+
+    def _descend(self, descent: Descent, epochs: int, one_epoch: bool) -> str:
+        """Take epochs until the gradient is small. Returns what there is to complain of."""
+        goal = None if one_epoch or self.tol is None else self.tol * descent.scale
+        sure = 1.0  # the estimate over the true norm, where it was too low
+        norm = math.inf
+        with self._progress(epochs) as bar:
+            for epoch in range(1, epochs + 1):
+                descent.epoch(self.lr_, self._seed, self._draws)
+                self._draws += descent.rows
+                self.n_iter_ = epoch
+                norm = descent.estimate()
+                if not math.isfinite(norm):
+                    raise ValueError(
+                        f"the fit diverged in epoch {epoch} with lr={self.lr_:.3g}: "
+                        f"lr='auto' would be {descent.stable_lr():.3g}"
+                    )
+                bar.update()
+                bar.set_postfix_str(f"gradient {norm:.1e}")
+                if goal is not None and norm <= goal * sure:
+                    true_norm = descent.true_norm()
+                    if true_norm <= goal:
+                        self.gradient_norm_ = true_norm
+                        return ""
+                    sure = min(sure, norm / true_norm)
+        if goal is None:
+            self.gradient_norm_ = norm
+            return ""
+        self.gradient_norm_ = descent.true_norm()
+        if self.gradient_norm_ <= goal:
+            return ""
+        return (
+            f"after {epochs} epochs the gradient has the norm {self.gradient_norm_:.2e}, and "
+            f"tol={self.tol:g} asks for {goal:.2e}. {self._advice(descent)}"
+        )
+
+    def _advice(self, descent: Descent) -> str:
+        deviations = descent.deviations()
+        widest = int(deviations.argmax())
+        typical = float(np.median(deviations[deviations > 0])) if deviations[widest] > 0 else 0.0
+        if deviations[widest] <= UNEQUAL * typical:
+            return "Raise max_iter, alpha or tol"
+        names = getattr(self, "feature_names_in_", None)
+        name = widest if names is None else repr(str(names[widest]))
+        return (
+            f"Scale the features, with StandardScaler for one: column {name} has the standard "
+            f"deviation {deviations[widest]:.3g}, and the median over the columns is {typical:.3g}"
+        )
+
+    def _check_arguments(self) -> None:
+        """Check what is not checked where it is used."""
+        check.choice("loss", self.loss, self._losses)
+        check.choice("variant", self.variant, ["saga", "sag", "svrg"])
+        check.non_negative("alpha", self.alpha)
+        if check.non_negative("l1_ratio", self.l1_ratio) > 1:
+            raise ValueError(f"l1_ratio must be at most 1, got {self.l1_ratio}")
+        if self.variant == "sag" and self.alpha * self.l1_ratio > 0:
+            raise ValueError(
+                "l1_ratio must be 0 for variant='sag', which has no proximal step, "
+                f"got {self.l1_ratio}"
+            )
+        if isinstance(self.lr, str):
+            check.choice("lr", self.lr, ["auto"])
+        elif check.non_negative("lr", self.lr) == 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        check.integer("max_iter", self.max_iter, 1)
+        if self.tol is not None:
+            check.non_negative("tol", self.tol)
+        for name in ("fit_intercept", "warm_start"):
+            check.flag(name, getattr(self, name))
+
+
+class Descent:
+    """A finite sum and how it is descended.
+
+    Dense rows are centred where an intercept is fitted, which changes neither the problem nor its
+    solution, but lets the steps be longer.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        targets: Array,
+        weights: Array | None,
+        *,
+        loss: str,
+        outputs: int,
+        delta: float,
+        variant: str,
+        l2: float,
+        l1: float,
+        fit_intercept: bool,
+    ) -> None:
+        self.rows, self.features = x.shape
+        self.dtype, self.loss, self.variant = x.dtype, loss, variant
+        self.l2, self.l1, self.fit_intercept = l2, l1, fit_intercept
+        self.is_sparse = sparse.issparse(x)
+        self.sum = _core.FiniteSum(
+            canonical(x) if self.is_sparse else contiguous(x),
+            np.ascontiguousarray(targets, np.float64),
+            weights,
+            loss,
+            outputs,
+            delta,
+            fit_intercept and not self.is_sparse,
+        )
+        self.null = null_intercept(loss, targets, weights, outputs)
+        # What is subtracted from the rows is rounded to their type.
+        centred = fit_intercept and not self.is_sparse
+        self.means = self.sum.means[: self.features].astype(self.dtype).astype(np.float64) * centred
+
+    def begin(self, weight: Array, bias: Array, resume: bool) -> None:
+        """Start from the best constant prediction, or where the last fit ended.
+
+        The gradient at the first of them is the scale of the tolerance.
+        """
+        if self.fit_intercept:
+            self.sum.intercept[...] = self.null
+        self.sum.snapshot()
+        self.scale = self._norm(self.sum.sum, self.sum.intercept_sum, l1=0.0)
+        if resume:
+            self._coef()[...] = weight
+            # A column that no row holds is never stepped at; its optimum is 0.
+            if self.is_sparse:
+                self._coef()[self.sum.coverage == 0] = 0
+            self.sum.intercept[...] = (bias + self.means @ weight) * self.fit_intercept
+            self.sum.snapshot()
+
+    def end(self) -> tuple[Array, Array]:
+        """Weight and bias, in the dtype of the rows."""
+        weight = self._coef()
+        bias = self.sum.intercept - self.means @ weight
+        return weight.astype(self.dtype), (bias * self.fit_intercept).astype(self.dtype)
+
+    def stable_lr(self) -> float:
+        """The learning rate of the variant for the largest curvature of a row."""
+        norm = self.sum.largest_norm + self.fit_intercept
+        curvature = CURVATURES[self.loss] * norm + self.l2
+        if curvature == 0:
+            return 1.0
+        if self.variant != "saga":
+            return max_stable_lr(self.variant, curvature)
+        # The strong convexity is known, and Defazio et al. 2014, theorem 1, use it.
+        return max(max_stable_lr("saga", curvature), 0.5 / (curvature + self.rows * self.l2))
+
+    def epoch(self, lr: float, seed: int, draws: int) -> None:
+        self.sum.descend(
+            self.variant, lr, self.l2, self.l1, self.fit_intercept, self.rows, seed, draws
+        )
+        if self.variant == "svrg":
+            self.sum.snapshot()
+
+    def estimate(self) -> float:
+        """The norm of the gradient that the table has; of SVRG's, the true one."""
+        return self._norm(self.sum.sum, self.sum.intercept_sum, self.l1)
+
+    def true_norm(self) -> float:
+        _, gradient, intercept_gradient = self.sum.gradient()
+        return self._norm(gradient, intercept_gradient, self.l1)
+
+    def deviations(self) -> Array:
+        """The standard deviations of the columns."""
+        means, squares = self.sum.means[: self.features], self.sum.squares[: self.features]
+        return np.sqrt(np.maximum(squares - means * means, 0))
+
+    def _coef(self) -> Array:
+        """The weight, of shape (p, k), without padding."""
+        coef = self.sum.coef
+        return coef if self.is_sparse else coef[:, : self.features].T
+
+    def _norm(self, total: Array, intercept_total: Array, l1: float) -> float:
+        """The norm of the objective's gradient; with `l1`, of the subgradient that is least."""
+        coef = self.sum.coef
+        with np.errstate(all="ignore"):
+            gradient = total / self.sum.total_weight + self.l2 * coef
+            if l1 > 0:
+                at_zero = np.sign(gradient) * np.maximum(np.abs(gradient) - l1, 0)
+                gradient = np.where(coef == 0, at_zero, gradient + l1 * np.sign(coef))
+            intercept = intercept_total / self.sum.total_weight * self.fit_intercept
+            square = np.vdot(gradient, gradient) + np.vdot(intercept, intercept)
+            return float(np.sqrt(square))
+
+
+def contiguous(x: Array) -> Array:
+    """Rows whose numbers are next to each other: `x` itself where they are."""
+    if x.strides[1] == x.itemsize and x.strides[0] >= x.shape[1] * x.itemsize:
+        return x
+    return np.ascontiguousarray(x)
+
+
+def canonical(x: Any) -> tuple[Array, Array, Array, int]:
+    """Values, columns and offsets in which each row holds a column once, in their order."""
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    index = x.indices.dtype
+    return x.data, x.indices, x.indptr.astype(index, copy=False), x.shape[1]
+
+
+def null_intercept(loss: str, targets: Array, weights: Array | None, outputs: int) -> Array:
+    """The best scores of a model without features, about, one per output.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._sag import null_intercept
+        >>> null_intercept("least_squares", np.array([1.0, 3.0]), None, 1)
+        array([2.])
+    """
+    if loss in ("least_squares", "huber"):
+        table = targets.reshape(len(targets), outputs)
+        if loss == "least_squares":
+            return np.asarray(np.average(table.astype(np.float64), axis=0, weights=weights))
+        return np.array([weighted_median(column, weights) for column in table.T])
+    counts = np.bincount(targets.astype(np.int64), weights, minlength=max(outputs, 2))
+    # A class without a row would have a score of minus infinity.
+    shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+    if loss == "squared_hinge":
+        return np.asarray(2 * (shares[1:] if outputs == 1 else shares) - 1)
+    logs = np.log(shares)
+    return np.asarray(logs[1:] - logs[0] if outputs == 1 else logs - logs.mean())
+
+
+def weighted_median(values: Array, weights: Array | None) -> float:
+    """The least value up to which lies half of the weight.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._sag import weighted_median
+        >>> weighted_median(np.array([3.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0]))
+        3.0
+    """
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
+    return float(values[order[np.searchsorted(below, below[-1] / 2)]])
+
+
+class SAGRegressor(LinearRegressor, FiniteSumModel):
+    r"""Linear regression by stochastic average gradients.
+
+    ```
+    minimise  mean_i s_i loss(x_i coef + intercept, y_i)
+              + alpha ((1 - l1_ratio)/2 |coef|^2 + l1_ratio |coef|_1)
+    ```
+
+    `loss` is half the squared error or Huber's, `s` the sample weights, scaled to a mean of 1.
+    Ridge's alpha in scikit-learn is n times this one.
+
+    The result has the same bits for any number of threads, instruction set and processor.
+
+    Args:
+        loss: "least_squares" (default) or "huber", see `gradstep.losses`.
+        delta: where the squares of "huber" end, in units of `y`; above 0, default 1.
+        variant: "saga" (default), "sag", or "svrg", which needs no less time, but fewer
+            assumptions: it forms the whole gradient once per epoch.
+        alpha: the penalty, at least 0, default 1e-4. The intercept has none.
+        l1_ratio: the part of the penalty that makes coefficients 0, from 0 (default) to 1. Not for
+            "sag".
+        lr: the learning rate, above 0, or "auto" (default): what is stable for the largest
+            curvature of a row, L. It is 1/L for "sag", the larger of 1/(3 L) and
+            1/(2 (L + n alpha)) for "saga", 1/(4 L) for "svrg".
+        fit_intercept: default True.
+        max_iter: the most epochs, default 1000. An epoch draws n rows, by their weights.
+        tol: stop when the norm of the gradient over all rows is at most `tol` times that of the
+            best model without features; at least 0, default 1e-4. The table tells the norm for
+            nothing, and a pass over the rows confirms it. None for no such test, and no warning
+            that it has not been met.
+        random_state: of the draws: a whole number, a `numpy.random.RandomState`, or None (default)
+            for others in every fit.
+        warm_start: start from the coefficients of the last fit. Default False.
+        verbose: show a bar on a terminal. Default False.
+
+    Attributes:
+        coef_: shape (p,), or (k, p) for targets of shape (n, k).
+        intercept_: a number, or shape (k,).
+        lr_: the learning rate that was used.
+        n_iter_: epochs of the last call.
+        gradient_norm_: the norm of the gradient at the end.
+        n_features_in_, feature_names_in_: as in all of scikit-learn.
+
+    Raises:
+        TypeError, ValueError: by `fit` and `partial_fit`: an argument of the wrong type or out of
+            its range, data that does not fit, or an `lr` with which the fit diverges. Nothing has
+            changed then.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear import SAGRegressor
+        >>> x = np.array([[0.0], [1.0], [2.0]])
+        >>> model = SAGRegressor(alpha=0.0, random_state=0).fit(x, 1 + 2 * x[:, 0])
+        >>> model.predict([[10.0]]).round(2)
+        array([21.])
+
+    References:
+        Defazio, Bach and Lacoste-Julien, SAGA: a fast incremental gradient method with support for
+        non-strongly convex composite objectives, 2014; Schmidt, Le Roux and Bach, Minimizing finite
+        sums with the stochastic average gradient, 2017; Johnson and Zhang, Accelerating stochastic
+        gradient descent using predictive variance reduction, 2013; Pedregosa, Leblond and
+        Lacoste-Julien, Breaking the nonsmooth barrier, 2017 (sparse rows).
+    """
+
+    _losses = ("least_squares", "huber")
+
+    def __init__(
+        self,
+        loss: str = "least_squares",
+        *,
+        delta: float = 1.0,
+        variant: str = "saga",
+        alpha: float = 1e-4,
+        l1_ratio: float = 0.0,
+        lr: float | Literal["auto"] = "auto",
+        fit_intercept: bool = True,
+        max_iter: int = 1000,
+        tol: float | None = 1e-4,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self.loss = loss
+        self.delta = delta
+        self.variant = variant
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.lr = lr
+        self.fit_intercept = fit_intercept
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def partial_fit(
+        self,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> SAGRegressor:
+        """One epoch over these rows, from where the last call left the coefficients.
+
+        Args:
+            X, y, sample_weight: see `fit`. Weights count within the call.
+        """
+        self._fit(X, y, sample_weight, resume=self.__sklearn_is_fitted__(), one_epoch=True)
+        return self
+
+    def _problem(self, y: Array) -> tuple[str, Array, int]:
+        if check.non_negative("delta", self.delta) == 0:
+            raise ValueError(f"delta must be above 0, got {self.delta}")
+        return self.loss, y, 1 if y.ndim == 1 else y.shape[1]
+
+
+class SAGClassifier(LinearClassifier, FiniteSumModel):
+    r"""Linear classification by stochastic average gradients.
+
+    ```
+    minimise  mean_i s_i loss(x_i coef + intercept, y_i)
+              + alpha ((1 - l1_ratio)/2 |coef|^2 + l1_ratio |coef|_1)
+    ```
+
+    `s` are the sample weights, scaled to a mean of 1. For more than two classes the logistic loss
+    is that of the softmax, and the squared hinge is summed over one problem per class against the
+    rest; all classes share a pass over a row. LogisticRegression's C in scikit-learn is
+    1/(n alpha).
+
+    The result has the same bits for any number of threads, instruction set and processor.
+
+    Args:
+        loss: "logistic" (default) or "squared_hinge", see `gradstep.losses`.
+        variant, alpha, l1_ratio, lr, fit_intercept, max_iter, tol, random_state, warm_start,
+            verbose: see `SAGRegressor`.
+
+    Attributes:
+        classes_: the classes in order.
+        coef_: shape (1, p) for two classes, otherwise (k, p).
+        intercept_: shape (1,) or (k,).
+        lr_, n_iter_, gradient_norm_, n_features_in_, feature_names_in_: see `SAGRegressor`.
+
+    Raises:
+        TypeError, ValueError: see `SAGRegressor`.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear import SAGClassifier
+        >>> x = np.array([[-2.0], [-1.0], [1.0], [2.0]])
+        >>> model = SAGClassifier(alpha=0.1).fit(x, ["cold", "cold", "warm", "warm"])
+        >>> model.predict([[3.0], [-3.0]])
+        array(['warm', 'cold'], dtype='<U4')
+        >>> model.predict_proba([[0.0]]).round(3)
+        array([[0.5, 0.5]])
+
+    References:
+        Those of `SAGRegressor`; Cox, The regression analysis of binary sequences, 1958.
+    """
+
+    _losses = ("logistic", "squared_hinge")
+
+    def __init__(
+        self,
+        loss: str = "logistic",
+        *,
+        variant: str = "saga",
+        alpha: float = 1e-4,
+        l1_ratio: float = 0.0,
+        lr: float | Literal["auto"] = "auto",
+        fit_intercept: bool = True,
+        max_iter: int = 1000,
+        tol: float | None = 1e-4,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self.loss = loss
+        self.variant = variant
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.lr = lr
+        self.fit_intercept = fit_intercept
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def partial_fit(
+        self,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> SAGClassifier:
+        """One epoch over these rows, from where the last call left the coefficients.
+
+        Args:
+            X, y, sample_weight: see `fit`. Weights count within the call.
+            classes: all classes there will be; needed in the first call only.
+        """
+        with self._all_or_nothing():
+            first = _check_partial_fit_first_call(self, classes)
+            known = {"classes": classes} if first else {}
+            self._fit(X, y, sample_weight, resume=not first, one_epoch=True, **known)
+        return self
+
+    def _problem(self, y: Array) -> tuple[str, Array, int]:
+        outputs = self._outputs
+        return "softmax" if self.loss == "logistic" and outputs > 1 else self.loss, y, outputs
