@@ -98,6 +98,8 @@ class Case:
         finite_sum = self.make(implementation, table)
         self.descend(finite_sum)
         found = {f"{name} at first": state(finite_sum, name) for name in (*FIXED, *MOVED)}
+        gradient = zip(("mean", "gradient", "of the intercept"), finite_sum.gradient(), strict=True)
+        found |= {name: np.array(value) for name, value in gradient}
         found["loss"] = np.float64(finite_sum.snapshot())
         found |= {f"{name} of the snapshot": state(finite_sum, name) for name in MOVED}
         self.descend(finite_sum)
@@ -253,3 +255,237 @@ def digest(implementation=_core) -> str:
 def test_older_processor_as_the_c_library_sees_it():
     code = "import test_linear_kernels; print(test_linear_kernels.digest())"
     assert python(code, **OLDER_PROCESSOR).strip() == digest(reference)
+
+
+# Accuracy ----------------------------------------------------------------------------------------
+
+EXACT = Context(prec=60, Emin=-(10**6), Emax=10**6)
+
+
+def at_scores(scores, targets, loss, delta=1.0):
+    """The slopes of rows whose scores are exactly these, and their mean loss."""
+    outputs = scores.shape[1]
+    finite_sum = _core.FiniteSum(scores, targets, None, loss, outputs, delta, False)
+    finite_sum.coef[:, :outputs] = np.eye(outputs)
+    loss = finite_sum.snapshot()
+    return finite_sum.table, loss
+
+
+def exps(values):
+    return [EXACT.exp(Decimal(value)) for value in values]
+
+
+def test_logistic_is_within_3_ulp():
+    """The slope, where the exponential is finite, and the loss, in units of 1 where it is less."""
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.uniform(-2, 2, 300), rng.uniform(-700, 700, 300), [0.0, 1e-300, -40]])
+    y = rng.integers(0, 2, z.size).astype(float)
+    s = np.where(y == 1, 1.0, -1.0)
+    slopes, _ = at_scores(z[:, np.newaxis], y, "logistic")
+    for i, power in enumerate(exps((s * z).tolist())):
+        exact = EXACT.divide(Decimal(-s[i]), 1 + power)
+        error = abs(EXACT.subtract(Decimal(slopes[i, 0]), exact))
+        assert error <= 3 * Decimal(math.ulp(float(exact))), z[i]
+        _, loss = at_scores(z[i : i + 1, np.newaxis], y[i : i + 1], "logistic")
+        exact = EXACT.ln(1 + 1 / power)
+        error = abs(EXACT.subtract(Decimal(loss), exact))
+        assert error <= 3 * Decimal(math.ulp(max(1.0, float(exact)))), z[i]
+    slopes, loss = at_scores(np.array([[710.0], [-1e300], [math.inf]]), [1.0, 1.0, 1.0], "logistic")
+    np.testing.assert_array_equal(slopes[:, 0], [0, -1, 0])
+    assert loss == 1e300 / 3
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 10, 33])
+def test_softmax_is_within_3_ulp_of_1(outputs):
+    """Small probabilities lose the digits that rounding takes from the distance of scores."""
+    rng = np.random.default_rng(outputs)
+    z = rng.uniform(-30, 30, (60, outputs)) * rng.choice([0.05, 1, 20], (60, 1))
+    y = rng.integers(0, outputs, 60)
+    slopes, _ = at_scores(z, y, "softmax")
+    for i in range(len(z)):
+        powers = exps(z[i].tolist())
+        for k, power in enumerate(powers):
+            exact = EXACT.divide(power, sum(powers)) - (1 if k == y[i] else 0)
+            error = abs(EXACT.subtract(Decimal(slopes[i, k]), exact))
+            assert error <= 3 * Decimal(math.ulp(1.0))
+            distance = z[i].max() - z[i, k]
+            ulps = Decimal(5 + distance)
+            assert k == y[i] or error <= ulps * Decimal(math.ulp(float(exact)))
+        _, loss = at_scores(z[i : i + 1], y[i : i + 1], "softmax")
+        exact = EXACT.ln(sum(powers)) - Decimal(z[i, y[i]])
+        error = abs(EXACT.subtract(Decimal(loss), exact))
+        assert error <= 3 * Decimal(math.ulp(max(1.0, float(exact))))
+
+
+@pytest.mark.parametrize("index", [None, np.int32])
+@pytest.mark.parametrize("weights", ["none", "zeros"])
+@pytest.mark.parametrize("loss", reference.LOSSES)
+def test_snapshot_has_the_loss_and_gradient_of_the_module_losses(loss, weights, index):
+    case = Case(loss, outputs=1 if loss == "logistic" else 3, weights=weights, index=index)
+    table, targets, weight = case.data()
+    finite_sum = case.make(_core)
+    case.descend(finite_sum)
+    value = finite_sum.snapshot()
+    if index is None:
+        table = table - finite_sum.means[: case.features]
+        coef, total = (x[:, : case.features].T for x in (finite_sum.coef, finite_sum.sum))
+    else:
+        coef, total = finite_sum.coef, finite_sum.sum
+    if loss == "squared_hinge":
+        targets = (targets[:, np.newaxis] == np.arange(3)).astype(float)
+    elif loss == "logistic":
+        targets = targets[:, np.newaxis]
+    else:
+        targets = targets.astype(int) if loss == "softmax" else targets
+    options = {"delta": 0.7} if loss == "huber" else {}
+    function = functools.partial(getattr(losses, loss), **options)
+    relative = None if weight is None else weight / weight.mean()
+    expected, (by_weight, by_bias) = losses.linear(function)(
+        [coef, finite_sum.intercept], table, targets, relative
+    )
+    assert value == pytest.approx(expected, rel=1e-12)
+    S = finite_sum.total_weight  # noqa: N806
+    np.testing.assert_allclose(total / S, by_weight, rtol=0, atol=1e-12 * np.abs(by_weight).max())
+    np.testing.assert_allclose(finite_sum.intercept_sum / S, by_bias, rtol=0, atol=1e-13)
+
+
+def regression(rows=60, features=5, outputs=2, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, features))
+    x[rng.random(x.shape) < 0.4] = 0
+    y = x @ rng.standard_normal((features, outputs)) + 0.3 * rng.standard_normal((rows, outputs))
+    return x, y
+
+
+def ridge(x, y, l2, weights):
+    """The weights without an intercept at which the gradient is 0, shape (features, outputs)."""
+    s = weights / weights.sum()
+    return np.linalg.solve((x.T * s) @ x + l2 * np.eye(x.shape[1]), (x.T * s) @ y)
+
+
+def coefficients(finite_sum, features):
+    """Shape (features, outputs), whatever the layout."""
+    coef = finite_sum.coef
+    return coef if len(coef) == features and coef.shape[1] < 8 else coef[:, :features].T
+
+
+def run_to_the_end(finite_sum, variant, curvature, *, l2=0.1, l1=0.0, intercept=False, epochs=400):
+    """Descent by a third of the largest stable rate, for SVRG with a snapshot every two epochs."""
+    n = len(finite_sum.table)
+    lr = 1 / (3 * (curvature * (finite_sum.largest_norm + intercept) + l2))
+    finite_sum.snapshot()
+    for epoch in range(0, epochs, 2):
+        finite_sum.descend(variant, lr, l2, l1, intercept, 2 * n, 1, epoch * n)
+        if variant == "svrg":
+            finite_sum.snapshot()
+    return finite_sum
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+@pytest.mark.parametrize("weights", ["none", "unequal"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ridge_ends_at_its_closed_form(variant, weights, layout):
+    x, y = regression()
+    weight = None if weights == "none" else np.random.default_rng(1).uniform(0.2, 2, len(x))
+    rows = x if layout == "dense" else csr(x)
+    finite_sum = _core.FiniteSum(rows, y, weight, "least_squares", 2, 1.0, False)
+    run_to_the_end(finite_sum, variant, losses.CURVATURES["least_squares"])
+    expected = ridge(x, y, 0.1, np.ones(len(x)) if weight is None else weight)
+    np.testing.assert_allclose(coefficients(finite_sum, 5), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("loss", "outputs"), [("logistic", 1), ("softmax", 3)])
+def test_dense_and_sparse_rows_end_where_the_gradient_is_0(loss, outputs, variant):
+    x, y = regression(outputs=outputs)
+    labels = (y[:, 0] > 0).astype(float) if outputs == 1 else y.argmax(axis=1).astype(float)
+    ends = []
+    for rows in (x, csr(x)):
+        finite_sum = _core.FiniteSum(rows, labels, None, loss, outputs, 1.0, False)
+        run_to_the_end(finite_sum, variant, losses.CURVATURES[loss], intercept=True, epochs=800)
+        finite_sum.snapshot()
+        gradient = finite_sum.sum / finite_sum.total_weight + 0.1 * finite_sum.coef
+        assert np.abs(gradient).max() < 1e-10
+        assert np.abs(finite_sum.intercept_sum).max() / finite_sum.total_weight < 1e-10
+        ends.append(coefficients(finite_sum, 5))
+    np.testing.assert_allclose(*ends, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_weight_of_2_is_a_row_that_is_there_twice(variant):
+    x, y = regression(rows=30)
+    twice = np.arange(30) % 3 == 0
+    weighted = _core.FiniteSum(x, y, np.where(twice, 2.0, 1.0), "huber", 2, 0.5, False)
+    doubled = np.concatenate([x, x[twice]]), np.concatenate([y, y[twice]])
+    repeated = _core.FiniteSum(*doubled, None, "huber", 2, 0.5, False)
+    for finite_sum in (weighted, repeated):
+        run_to_the_end(finite_sum, variant, losses.CURVATURES["huber"], intercept=True, epochs=800)
+    np.testing.assert_allclose(weighted.coef, repeated.coef, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(weighted.intercept, repeated.intercept, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_l1_ends_where_its_conditions_hold(layout, variant):
+    """The gradient of what is smooth is -l1 sign(w) where w is not 0, and elsewhere at most l1."""
+    x, y = regression(features=6)
+    l1, l2 = 0.15, 0.05
+    finite_sum = _core.FiniteSum(
+        x if layout == "dense" else csr(x), y, None, "least_squares", 2, 1.0, False
+    )
+    run_to_the_end(finite_sum, variant, 1.0, l1=l1, l2=l2, epochs=800)
+    w = coefficients(finite_sum, 6)
+    gradient = x.T @ (x @ w - y) / len(x) + l2 * w
+    assert 0 < np.count_nonzero(w) < w.size
+    np.testing.assert_allclose(gradient[w != 0], -l1 * np.sign(w[w != 0]), rtol=0, atol=1e-10)
+    assert np.abs(gradient).max() <= l1 + 1e-10
+
+
+@pytest.mark.parametrize("index", [None, np.int32])
+def test_the_sum_does_not_drift(index):
+    """It is float64, and so stays that of the table along float32 rows."""
+    case = Case("least_squares", "saga", np.float32, index, features=20, rows=300, lr=0.01)
+    finite_sum = case.make(_core)
+    case.descend(finite_sum, 100_000)
+    table, _, _ = case.data()
+    x = table - finite_sum.means[:20].astype(np.float32) if index is None else table
+    exact = x.astype(np.float64).T @ finite_sum.table[:, 0]
+    drift = np.abs(np.ravel(finite_sum.sum)[:20] - exact).max()
+    assert drift < 1e-9 * np.abs(finite_sum.table[:, 0] @ np.abs(x)).max()
+
+
+# Draws -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [2, 3, 65, 1000])
+def test_rows_are_drawn_in_proportion_to_their_weights(rows):
+    """The probabilities that the alias table comes to, of which the kernels have the same bits."""
+    rng = np.random.default_rng(rows)
+    for weights in (
+        rng.uniform(0, 1, rows),
+        np.where(np.arange(rows) % 2 == 1, 0.0, rng.uniform(0, 1, rows)),
+        10.0 ** rng.uniform(-12, 12, rows),
+        np.where(np.arange(rows) == 1, 1.0, 0.0),
+    ):
+        total = float(np.cumsum(weights)[-1])
+        keep, others = reference.alias_table(weights, total)
+        kept = np.clip(keep, 0, 1)
+        drawn = (kept + np.bincount(others, 1 - kept, rows)) / rows
+        np.testing.assert_allclose(drawn, weights / total, rtol=0, atol=1e-12)
+        assert (drawn[weights == 0] == 0).all()
+        counted = reference.draw(7, 0, 20_000, rows, (keep, others))
+        assert (weights[counted] > 0).all()
+        error = np.bincount(counted, minlength=rows) / 20_000 - weights / total
+        assert np.abs(error).max() < 5 / math.sqrt(4 * 20_000)  # 5 standard deviations at most
+
+
+def test_draws_far_from_the_first():
+    """The number of a draw goes round at 2**64."""
+    case = Case(features=1, rows=300, draws=40)
+    for first in (2**32, 2**63, 2**64 - 20):
+        ends = [case.make(implementation) for implementation in (_core, reference)]
+        for finite_sum in ends:
+            case.descend(finite_sum, first=first)
+        assert_same_bits(ends[0].table, ends[1].table)
+        drawn = set(reference.draw(2**64 - 3, first, 40, 300, None).tolist())
+        assert set(np.flatnonzero(ends[0].table)) == drawn

@@ -278,6 +278,15 @@ class FiniteSum:
         outputs: scores per row; for classes one where there are two, otherwise one each.
         delta: where the squares of the Huber loss end.
         centre: whether the mean is subtracted from dense rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._reference import FiniteSum
+        >>> rows, targets = np.array([[1.0], [2.0]]), [2.0, 4.0]
+        >>> line = FiniteSum(rows, targets, None, "least_squares", 1, 1.0, False)
+        >>> line.descend("saga", 0.1, 0.0, 0.0, False, draws=200, seed=0, first=0)
+        >>> line.coef[0, 0].round(6)
+        np.float64(2.0)
     """
 
     def __init__(
@@ -307,7 +316,7 @@ class FiniteSum:
             if centre and isinstance(self.rows, DenseRows):
                 self.rows.centre(self.means[: self.rows.features])
             norms = [self.rows.squared_norm(i) for i in range(n) if self.weights[i] > 0]
-        self.largest_norm = float(np.max(norms))
+        self.largest_norm = float(np.max(norms))  # NaN if one is
 
     def _blocks(self, numbers: int) -> Iterator[range]:
         """Rows in consecutive blocks, where each block's sums are so many numbers."""
@@ -334,21 +343,30 @@ class FiniteSum:
 
     def snapshot(self) -> float:
         """Form all slopes at the present weights, and so the table and its sum: the mean loss."""
-        outputs, loss = len(self.intercept), 0.0
-        self.sum[...], self.intercept_sum[...] = 0, 0
+        return self._sum_gradients(self.table, self.sum, self.intercept_sum)
+
+    def gradient(self) -> tuple[float, Array, Array]:
+        """The mean loss, and the sums that `snapshot` would form."""
+        table, total, of_intercept = (
+            np.empty_like(x) for x in (self.table, self.sum, self.intercept_sum)
+        )
+        return self._sum_gradients(table, total, of_intercept), total, of_intercept
+
+    def _sum_gradients(self, table: Array, total: Array, of_intercept: Array) -> float:
+        loss, total[...], of_intercept[...] = 0.0, 0, 0
         with np.errstate(all="ignore"):
-            for block in self._blocks(self.sum.size + outputs + 1):
-                sum_, intercept_sum, loss_ = np.zeros_like(self.sum), np.zeros(outputs), 0.0
+            for block in self._blocks(total.size + of_intercept.size + 1):
+                part_loss, part_total = 0.0, np.zeros_like(total)
+                part_of_intercept = np.zeros_like(of_intercept)
                 for i in block:
-                    scores = self.rows.scores(i, self.coef, self.intercept)
-                    self.table[i] = self.slopes_of(scores, self.targets[i], self.delta)
-                    value = self.loss_of(scores, self.targets[i], self.delta)
-                    loss_ += float(self.weights[i]) * value
-                    intercept_sum += self.weights[i] * self.table[i]
-                    self.rows.add(i, self.weights[i] * self.table[i], sum_)
-                self.sum += sum_
-                self.intercept_sum += intercept_sum
-                loss += loss_
+                    weight, scores = self.weights[i], self.rows.scores(i, self.coef, self.intercept)
+                    table[i] = self.slopes_of(scores, self.targets[i], self.delta)
+                    part_loss += float(weight) * self.loss_of(scores, self.targets[i], self.delta)
+                    part_of_intercept += weight * table[i]
+                    self.rows.add(i, weight * table[i], part_total)
+                loss += part_loss
+                total += part_total
+                of_intercept += part_of_intercept
             return loss / self.total_weight
 
     def descend(
