@@ -241,6 +241,19 @@ def test_resumed_descent_is_one_long_descent(dtype, index, features, level):
             assert_same_bits(state(long, name), state(expected, name), name)
 
 
+def test_gradient_changes_nothing():
+    case = Case("softmax", outputs=3, rows=300, weights="unequal")
+    finite_sum = case.make(_core)
+    case.descend(finite_sum)
+    before = [state(finite_sum, name) for name in MOVED]
+    loss, total, of_intercept = finite_sum.gradient()
+    for name, value in zip(MOVED, before, strict=True):
+        assert_same_bits(state(finite_sum, name), value, name)
+    assert finite_sum.snapshot() == loss
+    assert_same_bits(finite_sum.sum, total)
+    assert_same_bits(finite_sum.intercept_sum, of_intercept)
+
+
 def digest(implementation=_core) -> str:
     """Of all results, printed in a subprocess too."""
     total = hashlib.sha256()
