@@ -502,3 +502,171 @@ def test_draws_far_from_the_first():
         assert_same_bits(ends[0].table, ends[1].table)
         drawn = set(reference.draw(2**64 - 3, first, 40, 300, None).tolist())
         assert set(np.flatnonzero(ends[0].table)) == drawn
+
+
+# Bad input: no address outside the arrays is ever read or written ---------------------------------
+
+
+def misaligned(array):
+    room = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    view = room.view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+TABLE = np.ones((4, 3))
+VALUES, COLUMNS, OFFSETS = np.ones(4), np.array([0, 1, 2, 0], np.int32), np.arange(5, dtype="i4")
+SPARSE = (VALUES, COLUMNS, OFFSETS, 3)
+
+
+def sparse(place, array):
+    return (*SPARSE[:place], array, *SPARSE[place + 1 :])
+
+
+BAD = [
+    # Rows.
+    ({"rows": np.ones((0, 3))}, ValueError, "a table that is not empty"),
+    ({"rows": np.ones((4, 0))}, ValueError, "a table that is not empty"),
+    ({"rows": np.ones(4)}, ValueError, "a table that is not empty"),
+    ({"rows": np.ones((4, 3, 2))}, ValueError, "a table that is not empty"),
+    ({"rows": TABLE.astype(int)}, TypeError, "rows must be float32 or float64"),
+    ({"rows": TABLE.astype(np.float16)}, TypeError, "rows must be float32 or float64"),
+    ({"rows": TABLE.astype(np.longdouble)}, TypeError, "rows must be float32 or float64"),
+    ({"rows": TABLE.astype(">f8")}, TypeError, "rows must be float32 or float64"),
+    ({"rows": np.ones((3, 4)).T}, ValueError, "rows must be contiguous"),
+    ({"rows": np.ones((4, 6))[:, ::2]}, ValueError, "rows must be contiguous"),
+    ({"rows": TABLE[::-1]}, ValueError, "rows must be contiguous"),
+    ({"rows": np.broadcast_to(np.ones(3), (4, 3))}, ValueError, "rows must be contiguous"),
+    (
+        {"rows": np.lib.stride_tricks.as_strided(np.ones(9), (4, 3), (16, 8))},
+        ValueError,
+        "rows must be contiguous",
+    ),
+    ({"rows": misaligned(TABLE)}, ValueError, "rows must be aligned"),
+    ({"rows": TABLE.tolist()}, TypeError, "incompatible constructor arguments"),
+    ({"rows": None}, TypeError, "incompatible constructor arguments"),
+    # Sparse rows.
+    ({"rows": sparse(0, VALUES.astype(int))}, TypeError, "rows must be float32 or float64"),
+    ({"rows": sparse(0, VALUES[:3])}, ValueError, "rows end beyond their values"),
+    ({"rows": sparse(0, np.ones(8)[::2])}, ValueError, "rows must be contiguous"),
+    ({"rows": sparse(0, misaligned(VALUES))}, ValueError, "rows must be aligned"),
+    ({"rows": sparse(1, COLUMNS[:3])}, ValueError, "rows end beyond their values"),
+    ({"rows": sparse(1, COLUMNS + 1)}, ValueError, "a column that does not exist"),
+    ({"rows": sparse(1, COLUMNS - 1)}, ValueError, "a column that does not exist"),
+    ({"rows": sparse(1, COLUMNS.astype(np.int16))}, TypeError, "columns must be int32 or int64"),
+    ({"rows": sparse(1, COLUMNS.astype(np.uint32))}, TypeError, "columns must be int32 or int64"),
+    ({"rows": sparse(1, COLUMNS.astype(">i4"))}, TypeError, "columns must be int32 or int64"),
+    ({"rows": sparse(1, COLUMNS.astype(np.int64))}, TypeError, "offsets must be of the type"),
+    ({"rows": sparse(1, misaligned(COLUMNS))}, ValueError, "rows must be contiguous"),
+    ({"rows": sparse(2, OFFSETS.astype(np.int64))}, TypeError, "offsets must be of the type"),
+    ({"rows": sparse(2, OFFSETS + 1)}, ValueError, "rows end beyond their values"),
+    ({"rows": sparse(2, OFFSETS - 1)}, ValueError, "rows end beyond their values"),
+    (
+        {"rows": sparse(2, np.array([0, 2, 1, 3, 4], "i4"))},
+        ValueError,
+        "rows must follow one another",
+    ),
+    (
+        {"rows": sparse(2, np.array([0, -5, 1, 3, 4], "i4"))},
+        ValueError,
+        "rows must follow one another",
+    ),
+    (
+        {"rows": sparse(2, np.array([0, 9, 9, 9, 4], "i4"))},
+        ValueError,
+        "rows must follow one another",
+    ),
+    (
+        {"rows": sparse(2, np.array([0, 4, 4, 4, 4], "i4"))},
+        ValueError,
+        "the columns of a row must increase",
+    ),
+    ({"rows": sparse(2, OFFSETS[:1])}, ValueError, "a table that is not empty"),
+    ({"rows": sparse(2, OFFSETS[:0])}, ValueError, "a table that is not empty"),
+    ({"rows": sparse(2, OFFSETS.reshape(1, 5))}, ValueError, "a table that is not empty"),
+    ({"rows": sparse(3, 0)}, ValueError, "a table that is not empty"),
+    ({"rows": sparse(3, -1)}, ValueError, "a table that is not empty"),
+    ({"rows": sparse(3, 2)}, ValueError, "a column that does not exist"),
+    ({"rows": sparse(3, 2**62)}, MemoryError, "alloc"),
+    # Targets.
+    ({"targets": np.ones(3)}, ValueError, "a target per row and output"),
+    ({"targets": np.ones((4, 2))}, ValueError, "a target per row and output"),
+    ({"targets": np.ones(0)}, ValueError, "a target per row and output"),
+    ({"targets": misaligned(np.ones(4))}, ValueError, "targets must be aligned"),
+    ({"targets": np.full(4, 2.0)}, ValueError, "a label is not the number of a class"),
+    ({"targets": np.full(4, -1.0)}, ValueError, "a label is not the number of a class"),
+    ({"targets": np.full(4, 0.5)}, ValueError, "a label is not the number of a class"),
+    ({"targets": np.full(4, math.nan)}, ValueError, "a label is not the number of a class"),
+    ({"targets": np.full(4, math.inf)}, ValueError, "a label is not the number of a class"),
+    (
+        {"targets": np.full(4, 3.0), "loss": "softmax", "outputs": 3},
+        ValueError,
+        "a label is not the number of a class",
+    ),
+    (
+        {"targets": np.full(4, math.inf), "loss": "least_squares"},
+        ValueError,
+        "a target is not finite",
+    ),
+    # The rest.
+    ({"weights": np.ones(3)}, ValueError, "a weight per row"),
+    ({"weights": misaligned(np.ones(4))}, ValueError, "weights must be aligned"),
+    ({"weights": np.zeros(4)}, ValueError, "the weights must have a sum above 0"),
+    ({"weights": np.full(4, 1e308)}, ValueError, "the weights must have a sum above 0"),
+    ({"weights": np.array([1, 1, 1, -1.0])}, ValueError, "weights must be at least 0 and finite"),
+    (
+        {"weights": np.array([1, 1, 1, math.nan])},
+        ValueError,
+        "weights must be at least 0 and finite",
+    ),
+    ({"loss": "hinge"}, KeyError, "hinge"),
+    ({"outputs": 0}, ValueError, "a model has outputs"),
+    ({"outputs": -1}, ValueError, "a model has outputs"),
+    ({"outputs": 2}, ValueError, "logistic loss has one output"),
+    ({"loss": "softmax"}, ValueError, "softmax loss has several outputs"),
+    ({"loss": "softmax", "outputs": 2**61}, MemoryError, "alloc"),
+    ({"loss": "least_squares", "outputs": 2**62}, ValueError, "a target per row and output"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), BAD)
+def test_bad_input_is_refused(changes, error, message):
+    good = {
+        "rows": TABLE, "targets": np.array([0.0, 1, 1, 0]), "weights": None,
+        "loss": "logistic", "outputs": 1, "delta": 1.0, "centre": True,
+    }  # fmt: skip
+    _core.FiniteSum(**good)
+    with pytest.raises(error, match=message):
+        _core.FiniteSum(**(good | changes))
+
+
+def test_a_bad_descent_changes_nothing():
+    case = Case()
+    finite_sum = case.make(_core)
+    finite_sum.snapshot()
+    before = [state(finite_sum, name) for name in MOVED]
+    good = {
+        "variant": "saga", "lr": 0.1, "l2": 0.0, "l1": 0.0,
+        "fit_intercept": True, "draws": 3, "seed": 0, "first": 0,
+    }  # fmt: skip
+    for changes, error in (
+        ({"variant": "sgd"}, KeyError),
+        ({"draws": -1}, ValueError),
+        ({"seed": -1}, TypeError),
+        ({"first": 2**64}, TypeError),
+        ({"lr": "fast"}, TypeError),
+    ):
+        with pytest.raises(error):
+            finite_sum.descend(**(good | changes))
+    for name, value in zip(MOVED, before, strict=True):
+        assert_same_bits(state(finite_sum, name), value, name)
+
+
+def test_the_rows_live_as_long_as_what_reads_them():
+    case = Case(features=40, rows=300)
+    expected = oracle_results(case)
+    assert_same(case.results(_core, case.data()[0]), expected)
+    finite_sum = case.make(_core)  # which alone holds the rows now
+    assert_same_bits(state(finite_sum, "means"), expected["means at first"])
+    case.descend(finite_sum)
+    assert_same_bits(state(finite_sum, "table"), expected["table at first"])
