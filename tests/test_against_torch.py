@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import _core
 
 torch = pytest.importorskip("torch", reason="no PyTorch, no second opinion")
 
@@ -74,6 +75,27 @@ def test_another_library_flushes_denormals(threads):
         torch.set_flush_denormal(False)
         gs.set_num_threads(before)
     assert np.count_nonzero(w) == 200_000
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_finite_sums_where_another_library_flushes_denormals(layout):
+    """Also what is formed between the kernels: sums over blocks, means, pulls of columns."""
+    rows = np.full((200, 1), 1e-310)
+    if layout == "csr":
+        rows = rows[:, 0], np.zeros(200, np.int32), np.arange(201, dtype=np.int32), 1
+    ends = []
+    for flush in (False, True):
+        try:
+            assert torch.set_flush_denormal(flush)
+            total = _core.FiniteSum(rows, np.ones(200), None, "least_squares", 1, 1.0, False)
+            loss = total.snapshot()
+            total.descend("saga", 0.5, 1e-310, 1e-312, False, 300, 0, 0)
+            found = [total.means, total.sum, total.coef, total.table, *total.gradient()[1:], [loss]]
+            ends.append(np.concatenate([np.ravel(x) for x in found]))
+        finally:
+            torch.set_flush_denormal(False)
+    assert ends[0][0] == 1e-310
+    np.testing.assert_array_equal(*ends)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)

@@ -22,6 +22,9 @@ SIZE = 8192
 #: Of GCC 12, and a little room. What is not named here has the last.
 BUDGETS = {"SGD": 1.5, "Momentum": 1.9, "RMSprop": 2.6, "Adam": 3.4, "sum_of_squares": 1.2}
 BUDGET_OF_ALL = 4.3
+#: One draw of a logistic model along dense float32 rows, by the number of features.
+ROW_BUDGETS = {64: 8.6, 784: 5.3}
+DRAWS = 1000
 
 STEPS = f"""
 import numpy as np
@@ -35,6 +38,10 @@ for rule in _core.rules():
     hyper = [1.0 if name in flags else 0.5 for name in rule.hyperparameters]
     plan.step([g], None, (0, hyper, 0.0, False, 0))
 plan.step([g], (1.0, 1.0, None, False))
+for features in {tuple(ROW_BUDGETS)}:
+    rows, labels = np.ones((99, features), np.float32), np.ones(99)
+    total = _core.FiniteSum(rows, labels, None, "logistic", 1, 1.0, False)
+    total.descend("saga", 0.1, 0.1, 0.0, True, {DRAWS}, 0, 0)
 """
 
 
@@ -53,8 +60,8 @@ def executed(path) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def per_element(tmp_path_factory):
-    """By rule, as its struct is called: instructions per element of one step."""
+def counts(tmp_path_factory):
+    """Instructions by function."""
     if shutil.which("valgrind") is None:
         pytest.skip("Valgrind is not installed")
     if "x86-64-v3" not in gs.info()["isa_available"]:
@@ -68,23 +75,36 @@ def per_element(tmp_path_factory):
         command, env={**os.environ, **settings}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    kernels = {}
-    for function, count in executed(out).items():
-        if found := re.search(
-            r"::sweep<.*?::(\w+)<float>, float>|::(sum_of_squares)<float>", function
-        ):
-            kernels[found[1] or found[2]] = count / SIZE
-    return kernels
+    return executed(out)
+
+
+def slack() -> float:
+    return 1.0 if gs.info()["compiler"].startswith("GCC") else 1.5
 
 
 @pytest.mark.timeout(600)
-def test_instructions_per_element(per_element):
+def test_instructions_per_element(counts):
+    per_element = {}
+    for function, count in counts.items():
+        if found := re.search(
+            r"::sweep<.*?::(\w+)<float>, float>|::(sum_of_squares)<float>", function
+        ):
+            per_element[found[1] or found[2]] = count / SIZE
     assert len(per_element) == len(RULES) + 1, "every rule, and the sum of squares"
-    slack = 1.0 if gs.info()["compiler"].startswith("GCC") else 1.5
     over = {
         kernel: count
         for kernel, count in per_element.items()
-        if not 1.0 <= count <= slack * BUDGETS.get(kernel, BUDGET_OF_ALL)
+        if not 1.0 <= count <= slack() * BUDGETS.get(kernel, BUDGET_OF_ALL)
     }
     assert not over
     assert per_element.keys() >= BUDGETS.keys()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("features", ROW_BUDGETS)
+def test_instructions_per_feature_of_a_draw(counts, features):
+    """Rows of 64 features are copied when they come into view, those of 784 are read in place."""
+    copies = "true" if features == 64 else "false"
+    kernel = f"descend_dense_rows<true, {copies}, false, float>"
+    count = sum(count for function, count in counts.items() if kernel in function)
+    assert 1.0 <= count / (DRAWS * features) <= slack() * ROW_BUDGETS[features]

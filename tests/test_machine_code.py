@@ -27,6 +27,11 @@ REGISTER = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
 KERNEL = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::sweep<.*::(\w+)<(?:float|double)>, (\w+)>"
 )
+#: The kernels of dense rows, with their template arguments.
+ROWS = re.compile(
+    r"gradstep::(\w+)::\(anonymous namespace\)::"
+    r"(descend_dense_rows|add_dense_gradient|largest_dense_norm)<(.*?)>\([^()]*\)$"
+)
 #: Packed arithmetic on floats or doubles, with or without the prefix of the AVX encoding.
 PACKED = re.compile(r"^v?(add|sub|mul|div|sqrt)p[sd]$")
 FUSED = re.compile(r"^vfn?m(add|sub)")
@@ -77,6 +82,37 @@ def test_each_kernel_is_vectorised(level):
         }
         suffix = "ps" if dtype == "float" else "pd"
         assert any(m.endswith("mul" + suffix) for m in wide), f"{struct}<{dtype}> is not vectorised"
+
+
+@pytest.mark.parametrize("level", REGISTER)
+def test_each_kernel_of_dense_rows_is_vectorised(level):
+    """Of one output or several, rows copied or in place, with or without thresholds."""
+    found = collections.Counter()
+    for name, code in functions().items():
+        match = ROWS.search(name)
+        if match is None or match[1] != level:
+            continue
+        _, kernel, arguments = match.groups()
+        copies = kernel == "descend_dense_rows" and arguments.split(", ")[1] == "true"
+        # GCC gives float32 and float64 in one loop vectors of one size: of eight float32, 256 bits.
+        mixed = not copies and arguments.endswith("float")
+        wide = {"zmm", "ymm"} if mixed and level == "x86_64_v4" else {REGISTER[level]}
+        products = [operands for m, operands in code if m.removeprefix("v") == "mulpd"]
+        assert any(re.search("|".join(wide), operands) for operands in products), name
+        found[kernel] += 1
+    assert found == {
+        "descend_dense_rows": 2 * 2 * 3,
+        "add_dense_gradient": 2,
+        "largest_dense_norm": 2,
+    }
+
+
+def test_nothing_of_a_level_fuses():
+    """The rows' kernels and what they call, too: the mathematics, losses, norms."""
+    of_levels = {name: code for name, code in functions().items() if "gradstep::x86_64_v" in name}
+    assert len(of_levels) > 100
+    for name, code in of_levels.items():
+        assert not [m for m, _ in code if FUSED.match(m)], name
 
 
 def test_no_kernel_calls_a_function_or_fuses():

@@ -128,6 +128,7 @@ class FiniteSum {
   void descend(const std::string& variant, double lr, double l2, double l1, bool fit_intercept, std::int64_t draws,
                std::uint64_t seed, std::uint64_t first) {
     require(draws >= 0, "draws must not be negative");
+    const FloatMode mode(Denormals::keep);
     std::vector<Pull> pulls;
     if (layout_ != Layout::dense) pulls = column_pulls(lr, l2, l1);
     const Descent descent{variant_named(variant), lr, l2, l1, fit_intercept, pulls.data()};
@@ -136,7 +137,6 @@ class FiniteSum {
     const Model model = this->model();
     const LinearKernels& kernels = this->kernels();
     const py::gil_scoped_release release;
-    const FloatMode mode(Denormals::keep);
     Room room(problem_.outputs, layout_ == Layout::dense ? width_ : 0);
     kernels.descend(problem_, model, room.scratch, plan, descent);
   }

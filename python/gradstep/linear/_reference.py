@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[Any]
 
 #: A sum over the columns of a dense row, or over outputs, is formed in so many lanes, of which lane
-#: k adds k, k + LANES, k + 2 LANES, ...; the end is filled up with zeros.
+#: k adds k, k + LANES, k + 2 LANES, ... The end of a row is filled up with zeros.
 LANES = 8
 #: Sums over rows are formed in at most so many blocks of at least so many rows each, fewer where
 #: the sums of all blocks would be more numbers than this.
@@ -63,7 +63,7 @@ def draw(seed: int, first: int, count: int, rows: int, alias: tuple[Array, Array
     x = (x ^ (x >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> 27)) * np.uint64(0x94D049BB133111EB)
     x ^= x >> 31
-    row = (((x >> 32) * np.uint64(rows)) >> 32).astype(np.int64)
+    row: Array = (((x >> 32) * np.uint64(rows)) >> 32).astype(np.int64)
     if alias is None:
         return row
     keep, others = alias
@@ -91,10 +91,10 @@ def alias_table(weights: Array, total: float) -> tuple[Array, Array]:
 
 def in_lanes(terms: Array) -> Array:
     """The sum along the last axis."""
-    terms = np.concatenate([terms, np.zeros((*terms.shape[:-1], -terms.shape[-1] % LANES))], -1)
     lanes = np.zeros((*terms.shape[:-1], LANES))
     for j in range(0, terms.shape[-1], LANES):
-        lanes += terms[..., j : j + LANES]
+        block = terms[..., j : j + LANES]
+        lanes[..., : block.shape[-1]] += block
     while lanes.shape[-1] > 1:
         half = lanes.shape[-1] // 2
         lanes = lanes[..., :half] + lanes[..., half:]
@@ -111,42 +111,27 @@ def soft_threshold(x: Array, threshold: Array | float) -> Array:
     return np.where(x - threshold > 0, x - threshold, np.where(np.isnan(x), x, kept))
 
 
-# Losses: of the scores z and the target y of one row, the slopes and the value --------------------
+# Losses: from the scores z and the target y of one row, its slopes, and its value -----------------
 
 
-def least_squares(z: Array, y: Array, delta: float) -> tuple[Array, float]:
+def least_squares_slopes(z: Array, y: Array, delta: float) -> Array:
+    return z - y
+
+
+def least_squares(z: Array, y: Array, delta: float) -> float:
     r = z - y
-    return r, in_order(0.5 * (r * r))
+    return in_order(0.5 * (r * r))
 
 
-def huber(z: Array, y: Array, delta: float) -> tuple[Array, float]:
-    r = z - y
-    distance = np.abs(r)
+def huber_slopes(z: Array, y: Array, delta: float) -> Array:
+    at_most = np.where(z - y > delta, delta, z - y)
+    return np.where(at_most < -delta, -delta, at_most)
+
+
+def huber(z: Array, y: Array, delta: float) -> float:
+    distance = np.abs(z - y)
     q = np.where(distance < delta, distance, delta)
-    at_most = np.where(r > delta, delta, r)
-    return np.where(at_most < -delta, -delta, at_most), in_order(q * (distance - 0.5 * q))
-
-
-def logistic(z: Array, y: Array, delta: float) -> tuple[Array, float]:
-    s = signs(y, 1)
-    u = -s * z
-    value = np.where(u > 0, u, 0.0) + log(1 + exp(-np.abs(u)))
-    return -s / (1 + exp(s * z)), float(value[0])
-
-
-def softmax(z: Array, y: Array, delta: float) -> tuple[Array, float]:
-    most = max(z.tolist())  # the first, where it is NaN
-    e = exp(z - most)
-    total = in_lanes(e)
-    positive = np.arange(len(z)) == y
-    return e * (1 / total) - positive, float(log(total) - (z[positive][0] - most))
-
-
-def squared_hinge(z: Array, y: Array, delta: float) -> tuple[Array, float]:
-    s = signs(y, len(z))
-    gap = 1 - s * z
-    slopes = np.where(gap > 0, -2 * (s * gap), 0.0)
-    return slopes, in_order(np.where(gap > 0, gap * gap, 0.0))
+    return in_order(q * (distance - 0.5 * q))
 
 
 def signs(label: Array, outputs: int) -> Array:
@@ -154,12 +139,48 @@ def signs(label: Array, outputs: int) -> Array:
     return np.where(label == (np.arange(outputs) if outputs > 1 else 1), 1.0, -1.0)
 
 
-LOSSES: Mapping[str, Callable[[Array, Array, float], tuple[Array, float]]] = {
-    "least_squares": least_squares,
-    "huber": huber,
-    "logistic": logistic,
-    "softmax": softmax,
-    "squared_hinge": squared_hinge,
+def logistic_slopes(z: Array, y: Array, delta: float) -> Array:
+    s = signs(y, 1)
+    return np.asarray(-s / (1 + exp(s * z)))
+
+
+def logistic(z: Array, y: Array, delta: float) -> float:
+    u = -signs(y, 1) * z
+    return float((np.where(u > 0, u, 0.0) + log(1 + exp(-np.abs(u))))[0])
+
+
+def largest(z: Array) -> float:
+    return float(max(z.tolist()))  # the first, where that is NaN
+
+
+def softmax_slopes(z: Array, y: Array, delta: float) -> Array:
+    e = exp(z - largest(z))
+    return np.asarray(e * (1 / in_lanes(e)) - (np.arange(len(z)) == y))
+
+
+def softmax(z: Array, y: Array, delta: float) -> float:
+    shifted = z - largest(z)
+    return float(log(in_lanes(exp(shifted))) - shifted[int(y[0])])
+
+
+def squared_hinge_slopes(z: Array, y: Array, delta: float) -> Array:
+    s = signs(y, len(z))
+    gap = 1 - s * z
+    return np.where(gap > 0, -2 * (s * gap), 0.0)
+
+
+def squared_hinge(z: Array, y: Array, delta: float) -> float:
+    gap = 1 - signs(y, len(z)) * z
+    return in_order(np.where(gap > 0, gap * gap, 0.0))
+
+
+Loss = tuple[Callable[[Array, Array, float], Array], Callable[[Array, Array, float], float]]
+LOSSES: Mapping[str, Loss] = {
+    "least_squares": (least_squares_slopes, least_squares),
+    "huber": (huber_slopes, huber),
+    "logistic": (logistic_slopes, logistic),
+    "softmax": (softmax_slopes, softmax),
+    "squared_hinge": (squared_hinge_slopes, squared_hinge),
 }
 
 
@@ -188,7 +209,7 @@ class DenseRows:
         return slice(None)
 
     def values(self, i: int) -> Array:
-        return self.x[i]
+        return np.asarray(self.x[i])
 
     def squared_norm(self, i: int) -> float:
         return float(in_lanes(self.x[i] * self.x[i]))
@@ -221,13 +242,13 @@ class SparseRows:
         return self.all_columns[self.offsets[i] : self.offsets[i + 1]]
 
     def values(self, i: int) -> Array:
-        return self.all_values[self.offsets[i] : self.offsets[i + 1]].astype(np.float64)
+        return np.asarray(self.all_values[self.offsets[i] : self.offsets[i + 1]], np.float64)
 
     def squared_norm(self, i: int) -> float:
         return in_order(np.append(0.0, self.values(i) ** 2))
 
     def scores(self, i: int, coef: Array, intercept: Array) -> Array:
-        scores = intercept.copy()
+        scores: Array = intercept.copy()
         for value, w in zip(self.values(i), coef[self.columns(i)], strict=True):
             scores += value * w
         return scores
@@ -257,6 +278,15 @@ class FiniteSum:
         outputs: scores per row; for classes one where there are two, otherwise one each.
         delta: where the squares of the Huber loss end.
         centre: whether the mean is subtracted from dense rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._reference import FiniteSum
+        >>> rows, targets = np.array([[1.0], [2.0]]), [2.0, 4.0]
+        >>> line = FiniteSum(rows, targets, None, "least_squares", 1, 1.0, False)
+        >>> line.descend("saga", 0.1, 0.0, 0.0, False, draws=200, seed=0, first=0)
+        >>> line.coef[0, 0].round(6)
+        np.float64(2.0)
     """
 
     def __init__(
@@ -277,7 +307,7 @@ class FiniteSum:
         self.alias = None
         if (self.weights != self.weights[0]).any():
             self.alias = alias_table(self.weights, self.total_weight)
-        self.loss, self.delta = LOSSES[loss], delta
+        (self.slopes_of, self.loss_of), self.delta = LOSSES[loss], delta
         self.coef, self.sum = np.zeros(self.rows.shape(outputs)), np.zeros(self.rows.shape(outputs))
         self.intercept, self.intercept_sum = np.zeros(outputs), np.zeros(outputs)
         self.table = np.zeros((n, outputs))
@@ -286,7 +316,7 @@ class FiniteSum:
             if centre and isinstance(self.rows, DenseRows):
                 self.rows.centre(self.means[: self.rows.features])
             norms = [self.rows.squared_norm(i) for i in range(n) if self.weights[i] > 0]
-        self.largest_norm = float(np.max(norms))
+        self.largest_norm = float(np.max(norms))  # NaN if one is
 
     def _blocks(self, numbers: int) -> Iterator[range]:
         """Rows in consecutive blocks, where each block's sums are so many numbers."""
@@ -313,20 +343,30 @@ class FiniteSum:
 
     def snapshot(self) -> float:
         """Form all slopes at the present weights, and so the table and its sum: the mean loss."""
-        outputs, loss = len(self.intercept), 0.0
-        self.sum[...], self.intercept_sum[...] = 0, 0
+        return self._sum_gradients(self.table, self.sum, self.intercept_sum)
+
+    def gradient(self) -> tuple[float, Array, Array]:
+        """The mean loss, and the sums that `snapshot` would form."""
+        table, total, of_intercept = (
+            np.empty_like(x) for x in (self.table, self.sum, self.intercept_sum)
+        )
+        return self._sum_gradients(table, total, of_intercept), total, of_intercept
+
+    def _sum_gradients(self, table: Array, total: Array, of_intercept: Array) -> float:
+        loss, total[...], of_intercept[...] = 0.0, 0, 0
         with np.errstate(all="ignore"):
-            for block in self._blocks(self.sum.size + outputs + 1):
-                sum_, intercept_sum, loss_ = np.zeros_like(self.sum), np.zeros(outputs), 0.0
+            for block in self._blocks(total.size + of_intercept.size + 1):
+                part_loss, part_total = 0.0, np.zeros_like(total)
+                part_of_intercept = np.zeros_like(of_intercept)
                 for i in block:
-                    scores = self.rows.scores(i, self.coef, self.intercept)
-                    self.table[i], value = self.loss(scores, self.targets[i], self.delta)
-                    loss_ += float(self.weights[i]) * value
-                    intercept_sum += self.weights[i] * self.table[i]
-                    self.rows.add(i, self.weights[i] * self.table[i], sum_)
-                self.sum += sum_
-                self.intercept_sum += intercept_sum
-                loss += loss_
+                    weight, scores = self.weights[i], self.rows.scores(i, self.coef, self.intercept)
+                    table[i] = self.slopes_of(scores, self.targets[i], self.delta)
+                    part_loss += float(weight) * self.loss_of(scores, self.targets[i], self.delta)
+                    part_of_intercept += weight * table[i]
+                    self.rows.add(i, weight * table[i], part_total)
+                loss += part_loss
+                total += part_total
+                of_intercept += part_of_intercept
             return loss / self.total_weight
 
     def descend(
@@ -350,7 +390,7 @@ class FiniteSum:
         with np.errstate(all="ignore"):
             for i in draw(seed, first, draws, self.rows.count, self.alias).tolist():
                 weight, scores = self.weights[i], self.rows.scores(i, self.coef, self.intercept)
-                slopes, _ = self.loss(scores, self.targets[i], self.delta)
+                slopes = self.slopes_of(scores, self.targets[i], self.delta)
                 change = slopes - self.table[i]
                 share = weight * share_of_weight if variant == "sag" else 1.0
                 to_weights = lr * (share * change)
