@@ -36,6 +36,7 @@ BOUNDS: Mapping[str, Callable[[Optimizer], float]] = {
     "window_sag": lambda opt: _window(len(opt.state["y"])),
     "sag": lambda opt: 1,
     "saga": lambda opt: 1 / 3,
+    "saga_l1": lambda opt: 1 / 3,
     "svrg": lambda opt: 1 / 4,
 }
 #: Where practice allows more than what is proven.
