@@ -128,7 +128,6 @@ def test_what_is_proven():
     assert max_stable_lr("SGD", 2.0, proven=True) == max_stable_lr("SGD", 2.0)
 
 
-@pytest.mark.skipif(not hasattr(gs, "SAGA"), reason="gradstep without SAGA and SVRG")
 def test_the_other_finite_sums():
     assert max_stable_lr("saga", 2.0) == pytest.approx(1 / 6)
     assert max_stable_lr("svrg", 2.0) == pytest.approx(1 / 8)
