@@ -100,7 +100,8 @@ inline double power_of_two(double k) {
   const double n = ((k - 15.5) * (1.0 / 32) + rounder) - rounder;
   // Two factors, because 2^n alone can lie outside the normal range where the result does not.
   const double half = (n * 0.5 + rounder) - rounder;
-  return (fraction + fraction * (r + r2 * series)) * power_of_two(half) * power_of_two(n - half);
+  const double scaled = fraction * power_of_two(half);  // exact
+  return (scaled + scaled * (r + r2 * series)) * power_of_two(n - half);
 }
 
 /// ln x: x = 2^k (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2), then the series of 2 atanh(s), s = f / (2 + f).

@@ -106,8 +106,8 @@ struct Factors {
 inline Factors step_output(const Model& model, const Pace pace, double weight, std::int64_t output, double slope,
                            double& entry) {
   const double change = slope - entry;
-  const double share = pace.weighs_change ? weight * pace.inverse_total : 1.0;
-  const Factors factors{pace.moves_table ? weight * change : 0.0, pace.lr * (share * change)};
+  const double rate = pace.weighs_change ? pace.lr * (weight * pace.inverse_total) : pace.lr;
+  const Factors factors{pace.moves_table ? weight * change : 0.0, rate * change};
   entry = pace.moves_table ? slope : entry;
   if (pace.fits_intercept) {
     const double sum = model.intercept_sum[output];

@@ -166,7 +166,7 @@ def softmax(z: Array, y: Array, delta: float) -> float:
 def squared_hinge_slopes(z: Array, y: Array, delta: float) -> Array:
     s = signs(y, len(z))
     gap = 1 - s * z
-    return np.where(gap > 0, -2 * (s * gap), 0.0)
+    return -2 * (s * np.where(gap < 0, 0.0, gap))
 
 
 def squared_hinge(z: Array, y: Array, delta: float) -> float:
@@ -392,8 +392,8 @@ class FiniteSum:
                 weight, scores = self.weights[i], self.rows.scores(i, self.coef, self.intercept)
                 slopes = self.slopes_of(scores, self.targets[i], self.delta)
                 change = slopes - self.table[i]
-                share = weight * share_of_weight if variant == "sag" else 1.0
-                to_weights = lr * (share * change)
+                rate = lr * (weight * share_of_weight) if variant == "sag" else lr
+                to_weights = rate * change
                 to_sum = np.zeros_like(change) if variant == "svrg" else weight * change
                 if variant != "svrg":
                     self.table[i] = slopes
