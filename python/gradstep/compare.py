@@ -516,11 +516,11 @@ def table(found: Comparison) -> str:
     start = ["start", f"{found.races[0].distances[0]:.1e}"]
     distances = [["", "distance to optimum"], start, *races]
     return "\n".join(
-        [_heading(found), "", *_aligned(columns), "", *_aligned(distances), "", *_notes(found)]
+        [_heading(found), "", *aligned(columns), "", *aligned(distances), "", *_notes(found)]
     )
 
 
-def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
     """The rows of a table, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in columns]
     return [
