@@ -681,5 +681,7 @@ def test_faults(asked, tmp_path, monkeypatch, capsys, arguments, words):
 def test_help(capsys):
     assert command("--help") == 0
     out = capsys.readouterr().out
-    assert [word for word in [*RULES, *PEERS, "--json", "--quick", "--linear"] if word not in out] == []
+    assert [
+        word for word in [*RULES, *PEERS, "--json", "--quick", "--linear"] if word not in out
+    ] == []
     assert max(map(len, out.splitlines())) <= 100

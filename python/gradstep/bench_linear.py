@@ -30,8 +30,8 @@ ROUNDS = 5
 #: Tolerances are tried from the loosest on.
 LADDER = tuple(float(f"1e-{digits}") for digits in range(13))
 MAX_EPOCHS = 2_000
-#: How an optimum is checked: to what tolerance it is fitted by the bits of a number, and how far the
-#: objective may be from the least, as a part of it.
+#: How an optimum is checked: to what tolerance it is fitted, by the bits of a number, and how far
+#: the objective may be from the least, as a part of it.
 CHECK_TOL, CHECK_EXCESS = {32: 1e-5, 64: 1e-8}, 1e-5
 GRADIENT_GOAL, OBJECTIVE_GOAL, R2_GOAL = 1e-6, 1e-8, 1e-4
 
@@ -330,18 +330,15 @@ def _all_rows(name: str) -> tuple[Array, Array]:
 
 
 def to_gradient(problem: Problem) -> float:
-    """The tolerance at which gradstep's gradient has the norm `GRADIENT_GOAL`.
+    """The tolerance at which gradstep's gradient has a norm of about `GRADIENT_GOAL`.
 
-    It is relative to the gradient of the best model without features, and rows are centred.
+    It is relative to the gradient of the best model without features, which gives each class its
+    share of the rows.
     """
-    from .linear._sag import null_intercept
-
-    x = problem.x - problem.x.mean(axis=0)
-    outputs = int(problem.y.max()) + 1
-    bias = null_intercept("softmax", problem.y, None, outputs)
-    params = [np.zeros((x.shape[1], outputs)), bias]
-    _, grads = losses.linear(losses.softmax)(params, x, problem.y)
-    return GRADIENT_GOAL / math.sqrt(sum(float(np.square(grad).sum()) for grad in grads))
+    bias = np.log(np.bincount(problem.y) / len(problem.y))
+    params = [np.zeros((problem.x.shape[1], len(bias))), bias]
+    _, (grad, _) = losses.linear(losses.softmax)(params, problem.x, problem.y)
+    return GRADIENT_GOAL / float(np.linalg.norm(grad))
 
 
 def near_least(problem: Problem) -> Callable[[Any], bool]:
