@@ -514,8 +514,8 @@ def test_the_widest_table_fits(threads):
     ],
 )
 def test_times_have_three_digits(seconds, text):
-    assert _bench_report._time(seconds) == text
-    assert _bench_report._time(float("nan")) == "-"
+    assert _bench_report.seconds_text(seconds) == text
+    assert _bench_report.seconds_text(float("nan")) == "-"
 
 
 @pytest.mark.parametrize(
@@ -681,5 +681,7 @@ def test_faults(asked, tmp_path, monkeypatch, capsys, arguments, words):
 def test_help(capsys):
     assert command("--help") == 0
     out = capsys.readouterr().out
-    assert [word for word in [*RULES, *PEERS, "--json", "--quick"] if word not in out] == []
+    assert [
+        word for word in [*RULES, *PEERS, "--json", "--quick", "--linear"] if word not in out
+    ] == []
     assert max(map(len, out.splitlines())) <= 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,56 @@ def test_batch_sizes_of_sgd(problems):
     assert [len(run.batches) for run in whole.sizes] == [1, 750]
 
 
+@pytest.mark.parametrize("name", ["digits", "line", "diabetes", "photo"])
+def test_sag_and_saga_reach_the_optimum_where_others_stall(problems, name):
+    races = {race.name: race for race in compare.compare(problems[name], ["SGD"]).races}
+    assert list(races) == ["SGD", "WindowSAG", "SAG", "SAGA"]
+    logs = {name: np.log(race.distances) for name, race in races.items()}
+    assert {len(log) for log in logs.values()} == {compare.FINITE_SUM_PASSES + 1}
+    for name in ("SAG", "SAGA"):
+        first, _, third, fourth = (half.mean() for half in np.array_split(logs[name], 4))
+        assert logs[name][0] - logs[name][-1] > np.log(1e6), name
+        assert third - fourth > 0.2 * (first - fourth), name  # it does not slow down
+    for name in ("SGD", "WindowSAG"):
+        early, late = (np.median(part) for part in np.array_split(logs[name][10:], 2))
+        assert late == pytest.approx(early, abs=1), name
+        assert late > max(logs["SAG"][-1], logs["SAGA"][-1]) + np.log(1e3), name
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_the_penalised_optimum(problems, name):
+    """The penalty makes the loss strongly convex: |w - w*| is at most |gradient| / penalty."""
+    problem, penalty = Problem(problems[name]), 0.03
+    params = problem.penalised_optimum(penalty)
+    _, grads = problem.gradient(params, problem.data.x, problem.data.y)
+    square = sum(np.sum((g + penalty * p) ** 2) for g, p in zip(grads, params, strict=True))
+    assert np.sqrt(square) / penalty < 1e-12
+
+
+def test_rules_race_with_the_same_steps(problems, monkeypatch):
+    seen = {}
+
+    def noted(training, row):
+        seen.setdefault(training.opt, []).append(row)
+
+    monkeypatch.setattr(compare.Training, "step", noted)
+    races = compare.compare(problems["line"], ["Adam"], epochs=2).races
+    rows = [seen[race.trainings[0].opt] for race in races]
+    assert rows[0] == rows[1] == rows[2] == rows[3]
+    assert len(rows[0]) == 2 * 150
+    assert len(set(rows[0])) < 150
+    curvature = Problem(problems["line"]).curvature(5)
+    for race in races:
+        told = race.trainings[0].opt.hyperparameters
+        assert told["weight_decay"] == pytest.approx(curvature / 150, rel=5e-3)
+        assert told["lr"] == pytest.approx(1 / (3 * (curvature + told["weight_decay"])), rel=5e-3)
+        assert told["lr"] < gs.max_stable_lr(
+            type(race.trainings[0].opt),
+            curvature + told["weight_decay"],
+            **({"window": compare.WINDOW} if race.name == "WindowSAG" else {}),
+        ) * (1.01 if race.name == "SAGA" else 1)
+
+
 def test_large_data_is_cut_for_single_samples(problems):
     data = problems["line"]
     large = dataclasses.replace(data, x=np.tile(data.x, (4, 1)), y=np.tile(data.y, 4))
@@ -270,6 +321,34 @@ def test_the_numbers_of_the_table(tmp_path, capsys, problems):
     assert "331 rows x 10 features; 111 rows held out; 11 batches of 32" in out
 
 
+def test_the_printed_distances(tmp_path, capsys, problems):
+    """SGD's against the same steps and the same optimum, written out anew in NumPy."""
+    out, _ = run_compare(tmp_path, capsys, "--data", "diabetes", "--rules", "adam", "--epochs", 5)
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("distance to optimum  "))
+    assert lines[at - 1].split() == ["start", "SGD", "WindowSAG", "SAG", "SAGA"]
+    start, sgd, *_ = map(float, lines[at].split()[3:])
+    told = re.search(
+        r"after 5 passes over 111 batches of 3, .* lr ([\d.]+), .* weight_decay ([\d.]+)\.\n",
+        out,
+        re.DOTALL,
+    )
+    lr, decay = map(float, told.groups())
+    data = problems["diabetes"]
+    x = np.column_stack([data.x, np.ones(331)])
+    augmented = np.concatenate([x, np.sqrt(331 * decay) * np.eye(11)])
+    optimum = np.linalg.lstsq(augmented, np.append(data.y, np.zeros(11)))[0]
+    assert start == pytest.approx(np.linalg.norm(optimum), rel=0.05)
+    parts = np.array_split(np.random.default_rng(0).permutation(331), 111)
+    draws, w = np.random.default_rng(0), np.zeros(11)
+    for _ in range(5):
+        for i in draws.integers(111, size=111):
+            rows = parts[i]
+            error = (x[rows] @ w - data.y[rows]) * (111 / 331)
+            w = w - lr * (x[rows].T @ error + decay * w)
+    assert sgd == pytest.approx(np.linalg.norm(w - optimum), rel=0.05)
+
+
 def test_accuracy_is_printed_for_classes(tmp_path, capsys):
     out, _ = run_compare(tmp_path, capsys, "--rules", "Adagrad,NESTEROV", "--epochs", 3)
     assert "accuracy" in out
@@ -317,8 +396,9 @@ def test_the_picture_shows_each_rule_in_its_colour(tmp_path, capsys):
     arguments = ["--data", "diabetes", "--epochs", 3, "--rules"]
     _, one = run_compare(tmp_path, capsys, *arguments, "rmsprop")
     _, two = run_compare(tmp_path, capsys, *arguments, "rmsprop,adagrad")
-    assert shown(one) == {"RMSprop", "SGD"}  # the third panel is SGD's
-    assert shown(two) == {"RMSprop", "SGD", "Adagrad"}
+    always = {"SGD", "WindowSAG", "SAG", "SAGA"}  # of batch sizes and of who reaches the optimum
+    assert shown(one) == {"RMSprop", *always}
+    assert shown(two) == {"RMSprop", "Adagrad", *always}
     assert one.shape == two.shape
     assert min(one.shape[:2]) > 1000
     halves = [half for side in np.array_split(one, 2, axis=1) for half in np.array_split(side, 2)]
@@ -341,7 +421,7 @@ def drawn(request, problems):
 
 def test_the_panels_show_what_was_found(drawn):
     found, figure, _ = drawn
-    by_epoch, by_time, by_size, surface = figure.axes
+    by_epoch, by_time, by_size, surface, to_optimum = figure.axes
     for run, faint, bold in zip(found.runs, by_epoch.lines[::2], by_epoch.lines[1::2], strict=True):
         above = np.array(run.losses) - found.problem.least
         np.testing.assert_allclose(faint.get_ydata(), above)
@@ -358,6 +438,10 @@ def test_the_panels_show_what_was_found(drawn):
     assert {line.get_color() for line in paths} == {RULES[run.name].colour for run in found.runs}
     assert start.get_xydata()[0] == pytest.approx(compare.PATH_START)
     assert optimum.get_xydata()[0] == pytest.approx(np.concatenate(found.line.optimum))
+    for race, line in zip(found.races, to_optimum.lines, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), race.distances)
+        assert line.get_label().startswith(f"{race.name}: ")
+        assert line.get_color() == RULES[race.name].colour
 
 
 def test_the_words_of_the_picture(drawn):
@@ -376,14 +460,21 @@ def test_the_words_of_the_picture(drawn):
 
 
 def assert_no_overlaps(figure, renderer):
-    """No text on another, no legend on a panel, nothing outside the picture."""
+    """No text on another, no legend on a panel or line, nothing outside the picture."""
     boxes = [figure.legends[0].get_window_extent(renderer)]
     for panel in figure.axes:
         legend = panel.get_legend()
         boxes.append(panel.get_window_extent(renderer))
         boxes += [panel._left_title.get_window_extent(renderer)]
         boxes += [axis.get_tightbbox(renderer) for axis in (panel.xaxis, panel.yaxis)]
-        boxes += [legend.get_window_extent(renderer)] if legend else []
+        if panel is figure.axes[4]:  # its lines leave a corner free
+            box = legend.get_window_extent(renderer)
+            assert not any(
+                line.get_path().transformed(line.get_transform()).intersects_bbox(box, filled=False)
+                for line in panel.lines
+            )
+        elif legend:
+            boxes.append(legend.get_window_extent(renderer))
     for i, box in enumerate(boxes):
         assert figure.bbox.padded(1).containsx(box.x0)
         assert figure.bbox.padded(1).containsx(box.x1)

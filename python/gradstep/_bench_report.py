@@ -69,7 +69,7 @@ def _columns(found: Bench) -> list[tuple[tuple[str, str], Callable[[Row], str]]]
             ratio = row.ratio(name)
             if math.isnan(ratio):
                 return "-"
-            return _three_digits(ratio) + ("!" if is_loss(ratio) else "x")
+            return three_digits(ratio) + ("!" if is_loss(ratio) else "x")
 
         return cell
 
@@ -78,7 +78,7 @@ def _columns(found: Bench) -> list[tuple[tuple[str, str], Callable[[Row], str]]]
         (("", "step"), lambda row: row.work.title),
         (("", "elements"), lambda row: row.work.shape),
         *([(("thr-", "eads"), lambda row: str(row.work.threads))] if several else []),
-        (("", "gradstep"), lambda row: _time(row.seconds("gradstep"))),
+        (("", "gradstep"), lambda row: seconds_text(row.seconds("gradstep"))),
         (("", "GB/s"), bandwidth),
         (("of", "roof"), share),
         *((_two_lines(name), against(name)) for name in _entrants(found) if name not in OURS),
@@ -109,21 +109,24 @@ def is_loss(ratio: float) -> bool:
 
 
 def _heading(found: Bench) -> list[str]:
-    told = found.machine
     threads = ", ".join(str(n) for n in dict.fromkeys(row.work.threads for row in found.rows))
-    cores = f"{told['cores']} core{'s' * (told['cores'] != 1)}"
-    one = "thread" if threads == "1" else "threads"
     versions = dict.fromkeys(
         part
         for name, text in found.versions.items()
         if name not in OURS
         for part in text.split(", ")
     )
-    text = (
+    return [*wrapped(machine_line(found.machine, threads)), *wrapped(", ".join(versions))]
+
+
+def machine_line(told: Mapping[str, Any], threads: str) -> str:
+    """What runs where, from `bench.machine`, with so many threads."""
+    cores = f"{told['cores']} core{'s' * (told['cores'] != 1)}"
+    one = "thread" if threads == "1" else "threads"
+    return (
         f"gradstep {told['version']}, {told['isa']}, {told['compiler']}, on {told['processor']}, "
         f"{cores}; {threads} {one}; {told['system']}, Python {told['python']}"
     )
-    return [*_wrapped(text), *_wrapped(", ".join(versions))]
 
 
 def _notes(found: Bench) -> list[str]:
@@ -142,7 +145,7 @@ def _notes(found: Bench) -> list[str]:
         *(f"skipped: {row.work}: {row.skipped}" for row in found.rows if row.skipped),
         *_problems(found),
     ]
-    return [line for note in notes for line in _wrapped(note)]
+    return [line for note in notes for line in wrapped(note)]
 
 
 def _problems(found: Bench) -> Iterator[str]:
@@ -174,7 +177,7 @@ def _growth(found: Bench) -> list[str]:
     return notes
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
@@ -182,16 +185,16 @@ def _or_dash(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """1.84, 14.9, 153; what is below 1 has two decimals."""
     text = f"{value:.2f}"
     return text if len(text) <= 4 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def _time(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
     for unit, factor in (("us", 1e6), ("ms", 1e3)):
         if seconds * factor < 999.5:
-            return f"{_three_digits(seconds * factor)} {unit}"
+            return f"{three_digits(seconds * factor)} {unit}"
     return _or_dash(seconds, "{:.2f} s")
 
 

@@ -757,10 +757,15 @@ def _result_as_json(row: Row, name: str, result: Result) -> dict[str, Any]:
         told["deviation"] = deviation if math.isfinite(deviation) else None
     for noun, values in (("seconds", result.seconds), ("ratio", row.ratios(name))):
         if values:
-            low, median, high = np.percentile(values, (25, 50, 75))
-            told[noun] = {
-                "median": float(median),
-                "quartiles": [float(low), float(high)],
-                "rounds": values,
-            }
+            told[noun] = in_rounds(values)
     return told
+
+
+def in_rounds(values: Sequence[float]) -> dict[str, Any]:
+    """What each round gave, and where the middle of it lies."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return {
+        "median": float(median),
+        "quartiles": [float(low), float(high)],
+        "rounds": list(values),
+    }

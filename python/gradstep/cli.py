@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import _bench_report, _core, bench, compare, datasets, runtime
+from . import _bench_report, _core, bench, bench_linear, compare, datasets, runtime
 from .datasets import UsageError
 
 WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -24,7 +24,10 @@ WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 COMPARE_HELP = f"""\
 Train a linear model with each rule on the same data and batches, by gradstep and again by NumPy.
 Print a table, the lowest loss first, and draw a picture: the loss by epoch, by time and by batch
-size, and the paths of the rules over an error surface.
+size, the paths of the rules over an error surface, and who reaches the optimum.
+
+Whatever --rules says, four rules race to the optimum of the loss with an L2 penalty, all with one
+learning rate: SGD, WindowSAG, and SAG and SAGA, which keep a gradient for each batch.
 
 data:
   digits    8 x 8 pictures of digits, softmax regression (default)
@@ -56,6 +59,9 @@ Each contestant has a process of its own and takes turns with the others. It is 
 Without --rules, --sizes and --arrays it is a table of works, Adam with up to 250,000,000 elements
 among them. With one of them it is each rule at each size.
 
+With --linear it is gradstep.linear against the solvers "sag" and "saga" of scikit-learn, in this
+process: an epoch of dense and of sparse rows, and whole fits of digits and of photo.
+
 rules:
 {textwrap.fill(", ".join(bench.RULES), 96, initial_indent="  ", subsequent_indent="  ")}
 
@@ -66,6 +72,7 @@ examples:
   gradstep bench
   gradstep bench --quick --peers numpy
   gradstep bench --rules sgd,adam --sizes 1000,1000000 --threads 1,2 --json
+  gradstep bench --linear --quick
 """
 
 
@@ -169,7 +176,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     option("--rules", "which rules, such as adam,sgd; all by default", metavar="RULE,...")
     option(
         "--epochs",
-        "passes over the data; by default 20 to 100, for about 2500 steps",
+        "passes over the data; by default 20 to 100, for about 2500 steps, and "
+        f"{compare.FINITE_SUM_PASSES} to the optimum",
         type=_whole(1),
     )
     option("--batch-size", "rows in a batch; by default 32, or a 400th of the data", type=_whole(1))
@@ -184,6 +192,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, help=description, **settings)
 
     threads = _list_of(_whole(1, _core.thread_limit))
+    option("--linear", "time linear models in the place of steps", action="store_true")
     option("--rules", "which rules, such as adam,sgd; default adam", metavar="RULE,...")
     option(
         "--sizes",
@@ -199,12 +208,17 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "the interpreter of a peer that has one of its own; may be repeated",
         metavar="PEER=PATH",
         action="append",
-        default=[],
     )
     option(
-        "--rounds", f"turns of each; default {bench.ROUNDS}", type=_whole(1), default=bench.ROUNDS
+        "--rounds",
+        f"turns of each; default {bench.ROUNDS}, of --linear {bench_linear.ROUNDS}",
+        type=_whole(1),
     )
-    option("--quick", "of the table only works of up to 1,000,000 elements", action="store_true")
+    option(
+        "--quick",
+        "of the table only works of up to 1,000,000 elements; of --linear small ones",
+        action="store_true",
+    )
     option("--json", "print JSON in the place of the table", action="store_true")
     option("--out", "the picture; default bench.png, if matplotlib is installed", type=Path)
     parser.set_defaults(command=_bench)
@@ -253,6 +267,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.linear:
+        return _bench_linear(arguments)
     threads = arguments.threads or [_checked_info()["threads"]]
     rules, sizes, arrays = arguments.rules, arguments.sizes, arguments.arrays
     if rules is sizes is arrays is None:
@@ -261,9 +277,9 @@ def _bench(arguments: argparse.Namespace) -> int:
         names = bench.find_rules("adam" if rules is None else rules)
         works = bench.matrix(names, sizes or bench.SIZES, arrays or 1, threads)
     peers = list(bench.PEERS) if arguments.peers is None else bench.find_peers(arguments.peers)
-    pythons = bench.find_pythons(arguments.python)
+    pythons = bench.find_pythons(arguments.python or [])
     out = bench.find_picture(arguments.out)
-    found = bench.bench(works, peers, rounds=arguments.rounds, pythons=pythons)
+    found = bench.bench(works, peers, rounds=arguments.rounds or bench.ROUNDS, pythons=pythons)
     print(
         json.dumps(bench.as_json(found), indent=2) if arguments.json else _bench_report.table(found)
     )
@@ -274,6 +290,28 @@ def _bench(arguments: argparse.Namespace) -> int:
     wrong = [f"{row.work.title}, {row.work.shape}" for row in found.wrong_bits]
     if wrong:
         text = f"{'; '.join(wrong)}: other bits than NumPy; please report this"
+        print(_error_line(text), file=sys.stderr)
+    return WRONG_BITS if wrong else 0
+
+
+def _bench_linear(arguments: argparse.Namespace) -> int:
+    for name in ("rules", "sizes", "arrays", "peers", "python", "out"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} is not for --linear")
+    if arguments.threads is not None:
+        if len(arguments.threads) > 1:
+            given = ",".join(map(str, arguments.threads))
+            raise UsageError(f"--threads must be one number with --linear, got {given}")
+        runtime.set_num_threads(arguments.threads[0])
+    _checked_info()
+    found = bench_linear.bench(
+        bench_linear.standard(arguments.quick), rounds=arguments.rounds or bench_linear.ROUNDS
+    )
+    told = bench_linear.as_json(found)
+    print(json.dumps(told, indent=2) if arguments.json else bench_linear.table(found))
+    wrong = [row.title for row in found.wrong]
+    if wrong:
+        text = f"{'; '.join(wrong)}: gradstep is not at the optimum; please report this"
         print(_error_line(text), file=sys.stderr)
     return WRONG_BITS if wrong else 0
 

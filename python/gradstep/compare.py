@@ -10,18 +10,18 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import losses, reference
 from ._files import replacing
 from .datasets import Dataset, UsageError, demo_packages, load
-from .finite_sums import SAG, WindowSAG
+from .finite_sums import SAG, SAGA, WindowSAG
 from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from .stability import batch_curvature, max_stable_lr
 
@@ -35,6 +35,8 @@ Item = TypeVar("Item")
 WINDOW = 10
 #: Single-sample descent takes a step per row: enough rows and epochs to see what it does.
 MAX_SINGLE_ROWS, MAX_SINGLE_EPOCHS = 2000, 30
+#: The race to the optimum: SAG needs many batches to show what it is for.
+FINITE_SUM_BATCHES, FINITE_SUM_PASSES = 150, 40
 PATH_BATCH, PATH_STEPS, PATH_START = 125, 200, (0.0, 6.0)
 
 
@@ -99,6 +101,32 @@ class Problem:
     def least(self) -> float:
         """The least possible loss. Of softmax only the bound 0 is known."""
         return 0.0 if self.optimum is None else self.value(self.optimum)
+
+    def penalised_optimum(self, weight_decay: float) -> list[Array]:
+        """Where the loss plus weight_decay / 2 |params|^2 is least.
+
+        Least squares has a formula. Softmax is descended with all rows: Nesterov's momentum makes
+        the distance exp(1/2) times smaller in as many steps as the root of the condition number,
+        and exp(30) is beyond what float64 resolves.
+        """
+        rows = len(self.data.x)
+        if not self.data.classes:
+            x = self.with_ones
+            hessian = x.T @ x / rows + weight_decay * np.eye(x.shape[1])
+            solution = np.linalg.solve(hessian, x.T @ self.data.y / rows)
+            return [solution[:-1], solution[-1:]]
+        params, largest = self.start(), self.curvature(rows) + weight_decay
+        root = math.sqrt(largest / weight_decay)
+        opt = SGD(
+            params,
+            lr=1 / largest,
+            momentum=(root - 1) / (root + 1),
+            nesterov=True,
+            weight_decay=weight_decay,
+        )
+        for _ in range(math.ceil(60 * root)):
+            opt.step(list(self.gradient(params, self.data.x, self.data.y)[1]))
+        return params
 
     @property
     def with_ones(self) -> Array:
@@ -168,8 +196,12 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def learning_rate(self, batches: Batches) -> float:
-        """Three digits, so that the table shows all of it."""
-        return float(f"{self.lr(batches.problem, batches.size):.3g}")
+        return _three_digits(self.lr(batches.problem, batches.size))
+
+
+def _three_digits(value: float) -> float:
+    """The value rounded, so that the table shows all of it."""
+    return float(f"{value:.3g}")
 
 
 # Momentum of 0.9 sums ten gradients up, so lr = 0.1 / L would go at the pace of SGD. The adaptive
@@ -188,6 +220,7 @@ RULES: Mapping[str, Recipe] = {
     "AMSGrad": Recipe(Adam, of_weights(0.01), "#0072B2", "--", {"amsgrad": True}),
     "AdamW": Recipe(AdamW, of_weights(0.01), "#0072B2", ":"),
     "SAG": Recipe(SAG, over_curvature(1), "#CC79A7", options=_CAREFUL),
+    "SAGA": Recipe(SAGA, over_curvature(1 / 3), "#CC79A7", ":", _CAREFUL),
     "WindowSAG": Recipe(
         WindowSAG,
         half_the_bound(WindowSAG, window=WINDOW),
@@ -195,6 +228,15 @@ RULES: Mapping[str, Recipe] = {
         "--",
         {"window": WINDOW, **_CAREFUL},
     ),
+}
+#: The rules with a gradient for each batch, whose steps name it.
+ROW_METHODS = (SAG, SAGA)
+#: Those that race to the optimum, and how many gradients they keep.
+FINITE_SUM_RULES: Mapping[str, str] = {
+    "SGD": "none",
+    "WindowSAG": f"the last {WINDOW}",
+    "SAG": "one per batch",
+    "SAGA": "one per batch",
 }
 
 
@@ -220,10 +262,9 @@ def find_rules(names: str) -> list[str]:
 class Training:
     """An optimizer on its way through batches, against the clock."""
 
-    def __init__(self, batches: Batches, name: str, in_numpy: bool = False) -> None:
-        recipe = RULES[name]
+    def __init__(self, batches: Batches, recipe: Recipe, in_numpy: bool = False) -> None:
         cls: Any = reference.in_numpy(recipe.cls) if in_numpy else recipe.cls
-        rows = {"rows": len(batches)} if recipe.cls is SAG else {}
+        rows = {"rows": len(batches)} if issubclass(recipe.cls, ROW_METHODS) else {}
         self.batches = batches
         self.params = batches.problem.start()
         self.opt = cls(self.params, lr=recipe.learning_rate(batches), **recipe.options, **rows)
@@ -231,7 +272,7 @@ class Training:
 
     def step(self, row: int) -> None:
         """One gradient, one update."""
-        opt, which = self.opt, (row,) if isinstance(self.opt, SAG) else ()
+        opt, which = self.opt, (row,) if isinstance(self.opt, ROW_METHODS) else ()
         start = time.perf_counter()
         grads = self.batches.gradient(self.params, row)
         middle = time.perf_counter()
@@ -249,12 +290,20 @@ class Run:
     rows, outside the clock.
     """
 
-    def __init__(self, batches: Batches, name: str, seed: int, with_numpy: bool = False) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        name: str,
+        seed: int,
+        with_numpy: bool = False,
+        recipe: Recipe | None = None,
+    ) -> None:
         self.name = name
         self.batches = batches
-        self.trainings = [Training(batches, name)]
+        recipe = recipe or RULES[name]
+        self.trainings = [Training(batches, recipe)]
         if with_numpy:
-            self.trainings.append(Training(batches, name, in_numpy=True))
+            self.trainings.append(Training(batches, recipe, in_numpy=True))
         self.losses = [batches.problem.value(self.params)]
         self.seconds = [[0.0] for _ in self.trainings]
         self.update_seconds = [[0.0] for _ in self.trainings]
@@ -298,14 +347,62 @@ class Run:
         self.losses.append(self.batches.problem.value(self.params))
 
     def order(self) -> list[int]:
-        """Each batch once, in a new order; for SAG drawn at random, as its paper does.
+        """Each batch once, in a new order; for SAG and SAGA drawn at random, as their papers do.
 
-        With each once, its table is a pass old, which at lr = 1/L makes it unstable.
+        With each once, SAG's table is a pass old, which at lr = 1/L makes it unstable.
         """
-        batches = len(self.batches)
-        if self.name == "SAG":
-            return list(self._rng.integers(batches, size=batches))
-        return list(self._rng.permutation(batches))
+        if isinstance(self.trainings[0].opt, ROW_METHODS):
+            return self._draws()
+        return list(self._rng.permutation(len(self.batches)))
+
+    def _draws(self) -> list[int]:
+        return list(self._rng.integers(len(self.batches), size=len(self.batches)))
+
+
+class FiniteSum:
+    """A mean over mini-batches with an L2 penalty, and its optimum.
+
+    With the curvature L that a batch sees and n batches, the penalty is L/n: SAG and SAGA then come
+    nearer by a constant factor in each pass, on any data. All rules have the learning rate that is
+    stable for each of them, SAGA's 1 / (3 L), so that they differ in what they remember only.
+    """
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.batches = Batches(problem, math.ceil(len(problem.data.x) / FINITE_SUM_BATCHES), seed)
+        curvature = problem.curvature(self.batches.size)
+        self.weight_decay = _three_digits(curvature / len(self.batches))
+        self.lr = _three_digits(max_stable_lr(SAGA, curvature, weight_decay=self.weight_decay))
+        self.optimum = problem.penalised_optimum(self.weight_decay)
+
+    def recipe(self, name: str) -> Recipe:
+        """The rule with the penalty and the learning rate of all."""
+        options = {**RULES[name].options, "weight_decay": self.weight_decay}
+        return replace(RULES[name], lr=lambda *_: self.lr, options=options)
+
+    def distance(self, params: Sequence[Array]) -> float:
+        """How far the parameters are from the optimum."""
+        pairs = zip(params, self.optimum, strict=True)
+        return math.sqrt(sum(float(np.square(param - best).sum()) for param, best in pairs))
+
+
+class Race(Run):
+    """A rule on its way to the optimum of a finite sum.
+
+    `distances` has an item for the start and one per epoch. With the same seed, all rules are given
+    the same random batches.
+    """
+
+    def __init__(self, finite_sum: FiniteSum, name: str, seed: int) -> None:
+        super().__init__(finite_sum.batches, name, seed, recipe=finite_sum.recipe(name))
+        self.finite_sum = finite_sum
+        self.distances = [finite_sum.distance(self.params)]
+
+    def epoch(self) -> None:
+        super().epoch()
+        self.distances.append(self.finite_sum.distance(self.params))
+
+    def order(self) -> list[int]:
+        return self._draws()
 
 
 def _bits(x: Array) -> bytes:
@@ -321,6 +418,7 @@ class Comparison:
         problem: what was trained.
         runs: one per rule, the lowest final loss first.
         sizes: SGD with all rows, some and one in a batch.
+        races: the rules of `FINITE_SUM_RULES` on their way to the optimum.
         paths: per rule, the points (slope, intercept) that it passed on the line.
         line: the problem of the paths.
     """
@@ -328,6 +426,7 @@ class Comparison:
     problem: Problem
     runs: list[Run]
     sizes: list[Run]
+    races: list[Race]
     paths: dict[str, Array]
     line: Problem
 
@@ -358,6 +457,7 @@ def compare(
     """
     problem, line = Problem(data), Problem(load("line"))
     batches = Batches(problem, batch_size or max(32, len(data.x) // 400), seed)
+    passes = min(epochs or FINITE_SUM_PASSES, FINITE_SUM_PASSES)
     epochs = epochs or min(max(2500 // len(batches), 20), 100)
     few = Problem(_head(data, seed))
     some = batches.size if len(few.data.x) == len(data.x) else 32
@@ -366,14 +466,17 @@ def compare(
         Run(batches, rules[0], seed, with_numpy=True).epoch()  # warms caches and threads up
         runs = [Run(batches, name, seed, with_numpy=True) for name in rules]
         size_runs = [Run(Batches(few, size, seed), "SGD", seed) for size in sizes]
+        finite_sum = FiniteSum(problem, seed)
+        races = [Race(finite_sum, name, seed) for name in FINITE_SUM_RULES]
         plan = [(run, epochs) for run in runs]
         plan += [(run, min(epochs, MAX_SINGLE_EPOCHS)) for run in size_runs]
+        plan += [(race, passes) for race in races]
         work = (run for run, times in plan for _ in range(times))
         for run in _with_progress(work, sum(times for _, times in plan)):
             run.epoch()
         paths = {name: _path(Batches(line, PATH_BATCH, seed), name, seed) for name in rules}
     runs.sort(key=lambda run: math.inf if run.diverged else run.losses[-1])
-    return Comparison(problem, runs, size_runs, paths, line)
+    return Comparison(problem, runs, size_runs, races, paths, line)
 
 
 def _head(data: Dataset, seed: int) -> Dataset:
@@ -409,15 +512,24 @@ def table(found: Comparison) -> str:
     columns = [
         [*heading, *(cell(run) for run in found.runs)] for heading, cell in _columns(found.problem)
     ]
+    races = [[race.name, f"{race.distances[-1]:.1e}"] for race in found.races]
+    start = ["start", f"{found.races[0].distances[0]:.1e}"]
+    distances = [["", "distance to optimum"], start, *races]
+    return "\n".join(
+        [_heading(found), "", *aligned(columns), "", *aligned(distances), "", *_notes(found)]
+    )
+
+
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in columns]
-    rows = [
+    return [
         "  ".join(
             text.ljust(width) if i == 0 else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in zip(*columns, strict=True)
     ]
-    return "\n".join([_heading(found), "", *rows, "", *_notes(found)])
 
 
 def _columns(problem: Problem) -> list[tuple[tuple[str, str], Callable[[Run], str]]]:
@@ -465,10 +577,12 @@ def _model(problem: Problem) -> str:
 
 
 def _heading(found: Comparison) -> str:
-    run, data = found.runs[0], found.problem.data
-    count = len(run.batches)
-    batches = f"{count:,} batch{'es' * (count != 1)} of {run.batches.size:,}"
-    return f"{_model(found.problem)}; {len(data.x_test):,} rows held out; {batches} per epoch"
+    held_out = f"{len(found.problem.data.x_test):,} rows held out"
+    return f"{_model(found.problem)}; {held_out}; {_cut(found.runs[0].batches)} per epoch"
+
+
+def _cut(batches: Batches) -> str:
+    return f"{_count(len(batches), 'batch', 'es')} of {batches.size:,}"
 
 
 def _notes(found: Comparison) -> list[str]:
@@ -480,8 +594,18 @@ def _notes(found: Comparison) -> list[str]:
     if found.problem.optimum is not None:
         least = f"least: the least possible loss, {found.problem.least:.6g} (numpy.linalg.lstsq)."
         notes.insert(0, least)
-    if any(run.name == "SAG" for run in found.runs):
-        notes.append("SAG draws its batches at random; other rules see each once per epoch.")
+    drawn = [name for name in ("SAG", "SAGA") if name in found.paths]
+    if drawn:
+        who = f"{' and '.join(drawn)} draw{'s' * (len(drawn) == 1)}"
+        notes.append(f"{who} batches at random; other rules see each once per epoch.")
+    first = found.races[0]
+    passes, batches = _count(first.epochs, "pass", "es"), _cut(first.batches)
+    lr, weight_decay = first.finite_sum.lr, first.finite_sum.weight_decay
+    notes += [
+        f"distance to optimum: after {passes} over {batches}, the same random ones for each rule,",
+        f"  all with lr {lr:g}, which SAGA is sure to converge with, and weight_decay "
+        f"{weight_decay:g}.",
+    ]
     return notes
 
 
@@ -535,17 +659,20 @@ def save_picture(found: Comparison, path: Path) -> None:
 
 
 def draw(found: Comparison) -> Figure:
-    """Four panels: the loss by epoch, by time and by batch size, and paths on an error surface."""
+    """Five panels: loss by epoch, time and batch size, paths, and distances to the optimum."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(13, 11.5), layout=layout)
-    (by_epoch, by_time), (by_size, surface) = figure.subplots(2, 2)
+    figure = Figure(figsize=(13, 16), layout=layout)
+    grid = figure.add_gridspec(3, 2)
+    by_epoch, by_time, by_size, surface = (figure.add_subplot(grid[i]) for i in range(4))
+    to_optimum = figure.add_subplot(grid[2, :])
     _draw_epochs(by_epoch, found)
     _draw_seconds(by_time, found)
     _draw_sizes(by_size, found)
     _draw_paths(surface, found)
+    _draw_races(to_optimum, found.races)
     many = len(found.runs) > 1
     figure.legend(
         *by_time.get_legend_handles_labels(),
@@ -614,17 +741,38 @@ def _draw_paths(axes: Axes, found: Comparison) -> None:
     axes.grid(False)
 
 
+def _draw_races(axes: Axes, races: Sequence[Race]) -> None:
+    for race in races:
+        line = _line(race.name)
+        label = f"{race.name}: {FINITE_SUM_RULES[race.name]}"
+        axes.plot(_drawn(race.distances), **line, **_on_top(line), label=label)
+    cut = _cut(races[0].batches)
+    axes.set_title(f"Who reaches the optimum: one learning rate for all, {cut}")
+    _set_epoch_axis(axes)
+    axes.set_ylabel("distance to the optimum")
+    axes.legend(loc="lower left", title="gradients kept", alignment="left", title_fontsize=11)
+    _set_log_axis(axes, [_drawn(race.distances) for race in races], depth=1e-12)
+
+
 def _draw_loss(axes: Axes, run: Run, times: Sequence[float], **line: Any) -> None:
     above = _above_least(run)
     axes.plot(times, above, color=line["color"], alpha=0.2, linewidth=0.8)
-    # Where two lines coincide, the dashed one goes on top and both are seen.
-    axes.plot(times, _smooth(above), **line, linewidth=2, zorder=2.1 + (line["linestyle"] != "-"))
+    axes.plot(times, _smooth(above), **line, **_on_top(line))
+
+
+def _on_top(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Where two lines coincide, the dashed one goes on top and both are seen."""
+    return {"linewidth": 2, "zorder": 2.1 + (line["linestyle"] != "-")}
 
 
 def _above_least(run: Run) -> Array:
-    """What is drawn of the losses. Those of a rule that diverges end far above the picture."""
-    above = np.array(run.losses) - run.batches.problem.least
-    return np.asarray(np.fmin(above, 1000 * above[0]))
+    return _drawn(np.array(run.losses) - run.batches.problem.least)
+
+
+def _drawn(values: ArrayLike) -> Array:
+    """What is drawn of a curve. That of a rule that diverges ends far above the picture."""
+    values = np.asarray(values)
+    return np.asarray(np.fmin(values, 1000 * values[0]))
 
 
 def _set_epoch_axis(axes: Axes) -> None:
@@ -633,15 +781,19 @@ def _set_epoch_axis(axes: Axes) -> None:
 
 
 def _set_loss_axis(axes: Axes, runs: Sequence[Run]) -> None:
-    """Logarithmic, and only as far as matters: a rule may diverge, or reach the optimum itself."""
     least = runs[0].batches.problem.optimum is not None
     axes.set_ylabel("training loss above the least possible" if least else "training loss")
-    losses = np.concatenate([_above_least(run) for run in runs])
-    start = losses[0]
+    _set_log_axis(axes, [_above_least(run) for run in runs])
+
+
+def _set_log_axis(axes: Axes, curves: Sequence[Array], depth: float = 1e-9) -> None:
+    """Only as far as matters: a rule may diverge, or reach the optimum itself."""
+    values = np.concatenate(curves)
+    start = values[0]
     if start > 0:  # else it starts at the optimum: constant features say nothing
-        lowest = losses[losses > 0].min()
+        lowest = values[values > 0].min()
         axes.set_yscale("log")
-        axes.set_ylim(max(lowest / 1.5, 1e-9 * start), 1.5 * min(losses.max(), 10 * start))
+        axes.set_ylim(max(lowest / 1.5, depth * start), 1.5 * min(values.max(), 10 * start))
 
 
 def _smooth(values: Array) -> Array:
@@ -655,5 +807,5 @@ def _line(name: str) -> dict[str, Any]:
     return {"color": RULES[name].colour, "linestyle": RULES[name].dash}
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{plural * (number != 1)}"
