@@ -200,6 +200,12 @@ class FiniteSum {
 
   std::int64_t count() const { return problem_.rows.count; }
 
+  // A pass over fewer elements takes some 2 ms on one thread; on a busy machine, to wait for another takes longer.
+  static int threads_for(std::int64_t elements) {
+    constexpr std::int64_t worthwhile = std::int64_t{1} << 22;
+    return elements < worthwhile ? 1 : get_num_threads();
+  }
+
   double sum_gradients(double* slopes, Doubles& into, Doubles& into_intercept) {
     Model model = this->model();
     model.table = slopes;
@@ -381,7 +387,7 @@ class FiniteSum {
       const std::function<void(std::int64_t, std::int64_t, std::int64_t, double*)>& work) const {
     const Blocks blocks = blocks_of(numbers);
     std::vector<double> parts(static_cast<std::size_t>(blocks.count * numbers));
-    for_each(blocks.count, blocks.rows * size, get_num_threads(),
+    for_each(blocks.count, blocks.rows * size, threads_for(count() * size),
              [&](std::int64_t b) { work(b, blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
     for (std::int64_t b = 1; b < blocks.count; ++b)
       for (std::int64_t j = 0; j < numbers; ++j)
@@ -428,7 +434,7 @@ class FiniteSum {
     const LinearKernels& kernels = this->kernels();
     const Blocks blocks = blocks_of(1);
     std::vector<double> norms(static_cast<std::size_t>(blocks.count));
-    for_each(blocks.count, blocks.rows * values_per_row_, get_num_threads(), [&](std::int64_t b) {
+    for_each(blocks.count, blocks.rows * values_per_row_, threads_for(count() * values_per_row_), [&](std::int64_t b) {
       norms[static_cast<std::size_t>(b)] = kernels.largest_norm(problem_, blocks.begin(b), blocks.end(b, count()));
     });
     for (const double norm : norms)
