@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from . import losses
 from ._bench_report import is_loss, machine_line, seconds_text, three_digits, wrapped
 from .bench import _progress, in_rounds, machine, rotated
-from .compare import aligned
+from .compare import aligned, count
 from .datasets import demo_packages, load
 
 Array = NDArray[Any]
@@ -461,9 +461,9 @@ def table(found: Found) -> str:
 
 def _notes(found: Found) -> Iterator[str]:
     yield (
-        f"The median of {found.rounds} rounds in which all take turns. 1.84x: scikit-learn takes "
-        "1.84 times as long as gradstep, the median ratio of a round; 0.95! marks where it is "
-        "faster. Of sparse rows both are to gradstep's saga: it has no sag for them."
+        f"The median of {count(found.rounds, 'round')} in which all take turns. 1.84x: scikit-learn "
+        "takes 1.84 times as long as gradstep, the median ratio of a round; 0.95! marks where it "
+        "is faster. Of sparse rows both are to gradstep's saga: it has no sag for them."
     )
     yield (
         f"Before, each was fitted with tol={CHECK_TOL[64]:g}, in float32 {CHECK_TOL[32]:g}: its "

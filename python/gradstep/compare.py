@@ -570,7 +570,7 @@ def _model(problem: Problem) -> str:
     rows, features = problem.data.x.shape
     classes = f", {problem.data.classes} classes" if problem.data.classes else ""
     model = "softmax regression" if problem.data.classes else "least squares"
-    size = f"{_count(rows, 'row')} x {_count(features, 'feature')}"
+    size = f"{count(rows, 'row')} x {count(features, 'feature')}"
     name = problem.data.name.encode("utf-8", "backslashreplace").decode()
     name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
     return f"{name}: {model}, {size}{classes}"
@@ -582,7 +582,7 @@ def _heading(found: Comparison) -> str:
 
 
 def _cut(batches: Batches) -> str:
-    return f"{_count(len(batches), 'batch', 'es')} of {batches.size:,}"
+    return f"{count(len(batches), 'batch', 'es')} of {batches.size:,}"
 
 
 def _notes(found: Comparison) -> list[str]:
@@ -599,7 +599,7 @@ def _notes(found: Comparison) -> list[str]:
         who = f"{' and '.join(drawn)} draw{'s' * (len(drawn) == 1)}"
         notes.append(f"{who} batches at random; other rules see each once per epoch.")
     first = found.races[0]
-    passes, batches = _count(first.epochs, "pass", "es"), _cut(first.batches)
+    passes, batches = count(first.epochs, "pass", "es"), _cut(first.batches)
     lr, weight_decay = first.finite_sum.lr, first.finite_sum.weight_decay
     notes += [
         f"distance to optimum: after {passes} over {batches}, the same random ones for each rule,",
@@ -706,11 +706,11 @@ def _draw_seconds(axes: Axes, found: Comparison) -> None:
 
 def _draw_sizes(axes: Axes, found: Comparison) -> None:
     for run, dash in zip(found.sizes, ("--", "-", ":"), strict=False):
-        rows, steps = _count(run.batches.size, "row"), _count(len(run.batches), "step")
+        rows, steps = count(run.batches.size, "row"), count(len(run.batches), "step")
         label = f"{rows},\n{steps} per epoch"
         line = {"color": RULES["SGD"].colour, "linestyle": dash, "label": label}
         _draw_loss(axes, run, range(run.epochs + 1), **line)
-    rows = _count(len(found.sizes[0].batches.problem.data.x), "row")
+    rows = count(len(found.sizes[0].batches.problem.data.x), "row")
     axes.set_title(f"Batch size: SGD with all, some or one of {rows}", pad=44)
     _set_epoch_axis(axes)
     legend = axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, fontsize=10)
@@ -807,5 +807,5 @@ def _line(name: str) -> dict[str, Any]:
     return {"color": RULES[name].colour, "linestyle": RULES[name].dash}
 
 
-def _count(number: int, noun: str, plural: str = "s") -> str:
+def count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number:,} {noun}{plural * (number != 1)}"
