@@ -461,9 +461,10 @@ def table(found: Found) -> str:
 
 def _notes(found: Found) -> Iterator[str]:
     yield (
-        f"The median of {count(found.rounds, 'round')} in which all take turns. 1.84x: scikit-learn "
-        "takes 1.84 times as long as gradstep, the median ratio of a round; 0.95! marks where it "
-        "is faster. Of sparse rows both are to gradstep's saga: it has no sag for them."
+        f"The median of {count(found.rounds, 'round')} in which all take turns. 1.84x: "
+        "scikit-learn takes 1.84 times as long as gradstep, the median ratio of a round; 0.95! "
+        "marks where it is faster. Of sparse rows both are to gradstep's saga: it has no sag for "
+        "them."
     )
     yield (
         f"Before, each was fitted with tol={CHECK_TOL[64]:g}, in float32 {CHECK_TOL[32]:g}: its "
