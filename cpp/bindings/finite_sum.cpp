@@ -216,7 +216,8 @@ class FiniteSum {
     const py::gil_scoped_release release;
     const FloatMode mode(Denormals::keep);
     std::vector<Room> rooms;  // made here, because nothing can catch what a thread of OpenMP throws
-    for (std::int64_t b = 0; b < blocks_of(numbers).count; ++b) rooms.emplace_back(outputs, 0);
+    for (std::int64_t b = 0; b < blocks_of(numbers, values_per_row_ * outputs).count; ++b)
+      rooms.emplace_back(outputs, 0);
     const std::vector<double> sums = sum_over_rows(
         numbers, values_per_row_ * outputs, [&](std::int64_t b, std::int64_t begin, std::int64_t end, double* part) {
           const Scratch& scratch = rooms[static_cast<std::size_t>(b)].scratch;
@@ -237,9 +238,11 @@ class FiniteSum {
     return (single_precision_ ? all.float32_rows : all.float64_rows)[static_cast<int>(layout_)];
   }
 
-  Blocks blocks_of(std::int64_t numbers) const {
-    constexpr std::int64_t most = 64, least_rows = 64, room = std::int64_t{1} << 23;
-    const std::int64_t fitting = std::clamp<std::int64_t>(room / numbers, 1, most);
+  // A block sums `size` values per row into so many numbers, which are fewer than the values by far.
+  Blocks blocks_of(std::int64_t numbers, std::int64_t size) const {
+    constexpr std::int64_t most = 64, least_rows = 64, room = std::int64_t{1} << 23, values_per_number = 4;
+    const std::int64_t worthwhile = count() * size / (values_per_number * numbers);
+    const std::int64_t fitting = std::clamp<std::int64_t>(std::min(room / numbers, worthwhile), 1, most);
     const std::int64_t rows = std::max(least_rows, (count() + fitting - 1) / fitting);
     return {(count() + rows - 1) / rows, rows};
   }
@@ -385,7 +388,7 @@ class FiniteSum {
   std::vector<double> sum_over_rows(
       std::int64_t numbers, std::int64_t size,
       const std::function<void(std::int64_t, std::int64_t, std::int64_t, double*)>& work) const {
-    const Blocks blocks = blocks_of(numbers);
+    const Blocks blocks = blocks_of(numbers, size);
     std::vector<double> parts(static_cast<std::size_t>(blocks.count * numbers));
     for_each(blocks.count, blocks.rows * size, threads_for(count() * size),
              [&](std::int64_t b) { work(b, blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
@@ -432,7 +435,7 @@ class FiniteSum {
 
   void look_at_norms() {
     const LinearKernels& kernels = this->kernels();
-    const Blocks blocks = blocks_of(1);
+    const Blocks blocks = blocks_of(1, values_per_row_);
     std::vector<double> norms(static_cast<std::size_t>(blocks.count));
     for_each(blocks.count, blocks.rows * values_per_row_, threads_for(count() * values_per_row_), [&](std::int64_t b) {
       norms[static_cast<std::size_t>(b)] = kernels.largest_norm(problem_, blocks.begin(b), blocks.end(b, count()));

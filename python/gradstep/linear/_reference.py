@@ -19,8 +19,8 @@ Array = NDArray[Any]
 #: k adds k, k + LANES, k + 2 LANES, ... The end of a row is filled up with zeros.
 LANES = 8
 #: Sums over rows are formed in at most so many blocks of at least so many rows each, fewer where
-#: the sums of all blocks would be more numbers than this.
-MOST_BLOCKS, LEAST_ROWS, MOST_NUMBERS = 64, 64, 1 << 23
+#: the sums of all blocks would be more numbers than this, or a block had fewer values per number.
+MOST_BLOCKS, LEAST_ROWS, MOST_NUMBERS, VALUES_PER_NUMBER = 64, 64, 1 << 23, 4
 
 #: ln 2 in two parts, of which the upper one can be multiplied by small whole numbers exactly.
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -192,7 +192,7 @@ class DenseRows:
 
     def __init__(self, table: Array) -> None:
         self.count, self.features = table.shape
-        self.width = -(-self.features // LANES) * LANES
+        self.width = self.size = -(-self.features // LANES) * LANES
         self.table = table
         self.centre(np.zeros(self.features))
 
@@ -234,6 +234,7 @@ class SparseRows:
     def __init__(self, values: Array, columns: Array, offsets: Array, features: int) -> None:
         self.count, self.features, self.width = len(offsets) - 1, features, features
         self.all_values, self.all_columns, self.offsets = values, columns, offsets
+        self.size = 1 + len(values) // self.count  # about that of a row
 
     def shape(self, outputs: int) -> tuple[int, int]:
         return self.features, outputs
@@ -318,10 +319,11 @@ class FiniteSum:
             norms = [self.rows.squared_norm(i) for i in range(n) if self.weights[i] > 0]
         self.largest_norm = float(np.max(norms))  # NaN if one is
 
-    def _blocks(self, numbers: int) -> Iterator[range]:
-        """Rows in consecutive blocks, where each block's sums are so many numbers."""
+    def _blocks(self, numbers: int, values: int = 1) -> Iterator[range]:
+        """Rows in consecutive blocks, which sum so many values each time into so many numbers."""
         n = self.rows.count
-        most = min(max(MOST_NUMBERS // numbers, 1), MOST_BLOCKS)
+        worthwhile = n * self.rows.size * values // (VALUES_PER_NUMBER * numbers)
+        most = max(min(MOST_NUMBERS // numbers, worthwhile, MOST_BLOCKS), 1)
         size = max(LEAST_ROWS, -(-n // most))
         return (range(begin, min(begin + size, n)) for begin in range(0, n, size))
 
@@ -355,7 +357,7 @@ class FiniteSum:
     def _sum_gradients(self, table: Array, total: Array, of_intercept: Array) -> float:
         loss, total[...], of_intercept[...] = 0.0, 0, 0
         with np.errstate(all="ignore"):
-            for block in self._blocks(total.size + of_intercept.size + 1):
+            for block in self._blocks(total.size + of_intercept.size + 1, of_intercept.size):
                 part_loss, part_total = 0.0, np.zeros_like(total)
                 part_of_intercept = np.zeros_like(of_intercept)
                 for i in block:
