@@ -129,8 +129,8 @@ class FiniteSum {
                std::uint64_t seed, std::uint64_t first) {
     require(draws >= 0, "draws must not be negative");
     const FloatMode mode(Denormals::keep);
-    std::vector<Pull> pulls;
-    if (layout_ != Layout::dense) pulls = column_pulls(lr, l2, l1);
+    std::vector<ColumnPull> pulls;
+    if (layout_ != Layout::dense) pulls = column_pulls(lr, l2);
     const Descent descent{variant_named(variant), lr, l2, l1, fit_intercept, pulls.data()};
     const Draws plan{seed, first, draws, keep_.empty() ? nullptr : keep_.data(),
                      others_.empty() ? nullptr : others_.data()};
@@ -400,12 +400,12 @@ class FiniteSum {
   }
 
   // Shrinking is the proximal step of the penalty, which cannot overshoot however rare the column.
-  std::vector<Pull> column_pulls(double lr, double l2, double l1) const {
-    std::vector<Pull> pulls(static_cast<std::size_t>(width_));
+  std::vector<ColumnPull> column_pulls(double lr, double l2) const {
+    std::vector<ColumnPull> pulls(static_cast<std::size_t>(width_));
     const double of_sum = lr / problem_.total_weight;
     for (std::int64_t j = 0; j < width_; ++j) {
       const double covered = coverage.at(j);
-      pulls[static_cast<std::size_t>(j)] = {1 / (1 + lr * l2 * covered), of_sum * covered, lr * l1 * covered};
+      pulls[static_cast<std::size_t>(j)] = {1 / (1 + lr * l2 * covered), of_sum * covered};
     }
     return pulls;
   }

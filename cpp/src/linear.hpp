@@ -65,16 +65,16 @@ struct Draws {
   const std::int64_t* others;  // taken instead
 };
 
-/// What every step does to the weights, whatever the row: they shrink, follow the sum, and are thresholded.
-struct alignas(32) Pull {
-  double shrink, of_sum, threshold;
+/// What every step does to the weights of a sparse column, whatever the row: they shrink and follow the sum.
+struct alignas(16) ColumnPull {
+  double shrink, of_sum;
 };
 
 struct Descent {
   Variant variant;
   double lr, l2, l1;
   bool fit_intercept;
-  const Pull* pulls;  // sparse: of each column
+  const ColumnPull* pulls;  // sparse: of each column
 };
 
 /// Room for the scores and slopes of one row, each with room for output_lanes, and for two dense rows.

@@ -102,6 +102,11 @@ struct Factors {
   double to_sum, to_weights;
 };
 
+// What every step does to all weights of dense rows: they shrink, follow the sum, and are thresholded.
+struct Pull {
+  double shrink, of_sum, threshold;
+};
+
 // Moves the entry of the table and the intercept of one output, and gives the factors for its weights.
 inline Factors step_output(const Model& model, const Pace pace, double weight, std::int64_t output, double slope,
                            double& entry) {
@@ -479,6 +484,7 @@ GRADSTEP_NOINLINE void descend_sparse_rows(const Problem& problem, const Model& 
   const std::int64_t outputs = single ? 1 : problem.outputs;
   const Pace pace(problem, descent);
   const bool prox = descent.l1 > 0.0;
+  const double threshold_per_sum = descent.l1 * problem.total_weight;  // both are as many times the dense one
   constexpr std::int64_t distance = 6;
   Order order(draws, rows.count, 2 * distance);
   double own[3] = {};
@@ -506,12 +512,13 @@ GRADSTEP_NOINLINE void descend_sparse_rows(const Problem& problem, const Model& 
     for (std::int64_t j = 0; j < row.size; ++j) {
       const double value = static_cast<double>(row.values[j]);
       const std::int64_t column = static_cast<std::int64_t>(row.columns[j]);
-      const Pull pull = descent.pulls[column];
+      const ColumnPull pull = descent.pulls[column];
+      const double threshold = threshold_per_sum * pull.of_sum;
       double* const w = model.coef + column * outputs;
       double* const sum = model.sum + column * outputs;
       for (std::int64_t k = 0; k < outputs; ++k) {
         const double moved = w[k] - (to_weights[k] * value + pull.of_sum * sum[k]);
-        w[k] = pull.shrink * (prox ? soft_threshold(moved, pull.threshold) : moved);
+        w[k] = pull.shrink * (prox ? soft_threshold(moved, threshold) : moved);
         sum[k] += to_sum[k] * value;
       }
     }

@@ -222,7 +222,7 @@ class DenseRows:
 
     def step(
         self, i: int, coef: Array, total: Array, to_weights: Array, of_sum: float,
-        l2: float, l1: float, coverage: Array,
+        l2: float, l1: float, l1_per_sum: float, coverage: Array,
     ) -> None:  # fmt: skip
         moved = (1 - l2) * coef - (to_weights[:, np.newaxis] * self.x[i] + of_sum * total)
         coef[...] = soft_threshold(moved, l1) if l1 > 0 else moved
@@ -259,13 +259,14 @@ class SparseRows:
 
     def step(
         self, i: int, coef: Array, total: Array, to_weights: Array, of_sum: float,
-        l2: float, l1: float, coverage: Array,
+        l2: float, l1: float, l1_per_sum: float, coverage: Array,
     ) -> None:  # fmt: skip
         columns, value = self.columns(i), self.values(i)[:, np.newaxis]
         cover = coverage[columns][:, np.newaxis]
-        moved = coef[columns] - (to_weights * value + (of_sum * cover) * total[columns])
+        of_sum = of_sum * cover
+        moved = coef[columns] - (to_weights * value + of_sum * total[columns])
         shrink = 1 / (1 + l2 * cover)
-        coef[columns] = shrink * (soft_threshold(moved, l1 * cover) if l1 > 0 else moved)
+        coef[columns] = shrink * (soft_threshold(moved, l1_per_sum * of_sum) if l1 > 0 else moved)
 
 
 class FiniteSum:
@@ -403,6 +404,14 @@ class FiniteSum:
                     self.intercept -= to_weights + lr_of_sum * self.intercept_sum
                     self.intercept_sum += to_sum
                 self.rows.step(
-                    i, self.coef, self.sum, to_weights, lr_of_sum, lr * l2, lr * l1, self.coverage
+                    i,
+                    self.coef,
+                    self.sum,
+                    to_weights,
+                    lr_of_sum,
+                    lr * l2,
+                    lr * l1,
+                    l1 * self.total_weight,
+                    self.coverage,
                 )
                 self.rows.add(i, to_sum, self.sum)
