@@ -41,13 +41,6 @@ DIGITS = Goal("digits", few_digits, bench_linear.near_least, bench_linear.to_gra
 PHOTO = Goal("photo", partial(bench_linear.photo, 300), bench_linear.near_r2)
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    before = gs.get_num_threads()
-    yield
-    gs.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def found():
     return bench_linear.bench([DENSE, SPARSE, DIGITS, PHOTO], rounds=2)

@@ -21,13 +21,6 @@ from gradstep.compare import RULES, Batches, Problem, Run
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    before = gs.get_num_threads()
-    yield
-    gs.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def problems():
     """Each built-in data set; of photo, a few rows."""

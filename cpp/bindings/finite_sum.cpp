@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "levels.hpp"
+#include "math.hpp"
 #include "threads.hpp"
 
 namespace py = pybind11;
@@ -31,8 +32,6 @@ namespace {
 
 using Doubles = py::array_t<double, py::array::c_style>;
 using SparseRows = std::tuple<py::array, py::array, py::array, std::int64_t>;  // values, columns, offsets, features
-
-std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 template <class Enum>
 Enum choose(const std::string& name, std::initializer_list<std::pair<const char*, Enum>> choices) {

@@ -15,10 +15,6 @@
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 // Labels are class numbers. With one output, class 1 is positive and class 0 negative; with several, each output has
 // its own class positive. No branch: a processor would guess it wrong at every other row.
 inline double sign_of(double label, std::int64_t output, std::int64_t outputs) {

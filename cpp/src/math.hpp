@@ -17,6 +17,11 @@ namespace {
 [[maybe_unused]] inline float root(float x) { return ::sqrtf(x); }
 [[maybe_unused]] inline double root(double x) { return ::sqrt(x); }
 
+/// The least multiple from n on.
+[[maybe_unused]] constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
 /// base^n for n >= 0 by repeated squaring. Relative error below n * 2^-53.
 [[maybe_unused]] inline double power(double base, std::int64_t n) {
   double result = 1.0;

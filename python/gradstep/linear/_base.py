@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,22 +19,31 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.multiclass import (
+    _check_partial_fit_first_call,
+    check_classification_targets,
+    unique_labels,
+)
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .. import _checks as check
 from ..training import _bar
 
 Array = NDArray[Any]
+Model = TypeVar("Model", bound="LinearModel")
+Regressor = TypeVar("Regressor", bound="LinearRegressor")
+Classifier = TypeVar("Classifier", bound="LinearClassifier")
 
 
 class LinearModel(BaseEstimator):
     """Data in, coefficients kept.
 
-    Subclasses have the arguments `fit_intercept` and `verbose`. A fit that resumes another one, by
-    `partial_fit` or `warm_start`, takes features, dtype, outputs and classes from it.
+    Subclasses have the arguments `fit_intercept`, `warm_start` and `verbose`, and say in `_fit` how
+    they fit. A fit that resumes another one, by `partial_fit` or `warm_start`, takes features,
+    dtype, outputs and classes from it.
     """
 
+    warm_start: bool
     coef_: Array
     intercept_: Any
     #: The sparse formats that are taken, as `accept_sparse` of scikit-learn's `check_array`.
@@ -47,6 +56,44 @@ class LinearModel(BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "coef_")
+
+    def fit(
+        self: Model,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Model:
+        """Fit to all rows until there is a reason to stop.
+
+        Args:
+            X: rows, shape (n, p), or a sparse matrix where the estimator takes one, best in CSR.
+                float32 is kept, anything else becomes float64.
+            y: numbers of shape (n,) or (n, k), taken in the dtype of `X`; or classes, shape (n,).
+            sample_weight: what each row counts, at least 0, shape (n,); None (default) for 1. A
+                weight of 2 is a row twice.
+        """
+        self._fit(X, y, sample_weight, resume=self.warm_start and self.__sklearn_is_fitted__())
+        return self
+
+    def _fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        *,
+        resume: bool,
+        one_epoch: bool = False,
+        **classes: Any,
+    ) -> None:
+        """Fit, from the start or from the coefficients of the fit before.
+
+        Args:
+            X, y, sample_weight: as the user gave them.
+            resume: start from the coefficients there are.
+            one_epoch: `partial_fit`. Where it resumes, it goes on with all that the last call left.
+            classes: see `LinearClassifier._check_data`.
+        """
+        raise NotImplementedError
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -137,6 +184,20 @@ class LinearRegressor(RegressorMixin, LinearModel):
             raise ValueError(f"y must have {was}, as in the fit before, got the shape {y.shape}")
         return x, y.astype(x.dtype, copy=False), relative_weights(sample_weight, x)
 
+    def partial_fit(
+        self: Regressor,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Regressor:
+        """One epoch over these rows, from where the last call left off.
+
+        Args:
+            X, y, sample_weight: see `fit`. Weights count within the call.
+        """
+        self._fit(X, y, sample_weight, resume=self.__sklearn_is_fitted__(), one_epoch=True)
+        return self
+
     def predict(self, X: ArrayLike) -> Array:  # noqa: N803
         """The predictions, of shape (n,) or (n, k) as the targets were.
 
@@ -192,6 +253,25 @@ class LinearClassifier(ClassifierMixin, LinearModel):
             name = "y" if classes is None else "classes"
             raise ValueError(f"{name} must hold at least two classes, got one class: {present[0]}")
         return x, codes, weights
+
+    def partial_fit(
+        self: Classifier,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Classifier:
+        """One epoch over these rows, from where the last call left off.
+
+        Args:
+            X, y, sample_weight: see `fit`. Weights count within the call.
+            classes: all classes there will be; needed in the first call only.
+        """
+        with self._all_or_nothing():
+            first = _check_partial_fit_first_call(self, classes)
+            known = {"classes": classes} if first else {}
+            self._fit(X, y, sample_weight, resume=not first, one_epoch=True, **known)
+        return self
 
     @property
     def _outputs(self) -> int:

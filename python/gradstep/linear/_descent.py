@@ -7,13 +7,11 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import _check_partial_fit_first_call
 
 from .. import _checks as check
 from .. import losses
@@ -22,7 +20,6 @@ from ..stability import batch_curvature, find_class, has_bound, max_stable_lr
 from ..training import Epoch, History, LossAndGrad, _batch_size, _norm, train
 from ._base import Array, LinearClassifier, LinearModel, LinearRegressor, relative_weights
 
-Model = TypeVar("Model", bound="Descent")
 #: Rows, targets and, where there are some, weights: what the objective takes after the parameters.
 Data = tuple[Array, ...]
 
@@ -42,7 +39,6 @@ class Descent(LinearModel):
     validation_fraction: float
     shuffle: bool
     random_state: int | np.random.RandomState | None
-    warm_start: bool
     verbose: bool
 
     lr_: LearningRate
@@ -52,23 +48,6 @@ class Descent(LinearModel):
     _rng: np.random.Generator
     #: What "auto" came to; none yet is any.
     _stable_lr: float = math.inf
-
-    def fit(
-        self: Model,
-        X: ArrayLike,  # noqa: N803
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-    ) -> Model:
-        """Fit to all rows until there is a reason to stop.
-
-        Args:
-            X: rows, shape (n, p). float32 is kept, anything else becomes float64.
-            y: numbers of shape (n,) or (n, k), taken in the dtype of `X`; or classes, shape (n,).
-            sample_weight: what each row counts, at least 0, shape (n,); None (default) for 1. A
-                weight of 2 is a row twice.
-        """
-        self._fit(X, y, sample_weight, resume=self.warm_start and self.__sklearn_is_fitted__())
-        return self
 
     def _fit(
         self,
@@ -80,15 +59,6 @@ class Descent(LinearModel):
         one_epoch: bool = False,
         **classes: Any,
     ) -> None:
-        """Fit, from the start or from the coefficients of the fit before.
-
-        Args:
-            X, y, sample_weight: as the user gave them.
-            resume: start from the coefficients there are.
-            one_epoch: `partial_fit`. Where it resumes, the states of the rule and the order of the
-                rows go on too.
-            classes: see `LinearClassifier._check_data`.
-        """
         # What overflows on the way shows in the loss, at which `train` stops.
         with self._all_or_nothing(), np.errstate(over="ignore", invalid="ignore"):
             rule = self._check_arguments()
@@ -423,20 +393,6 @@ class GDRegressor(LinearRegressor, Descent):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def partial_fit(
-        self,
-        X: ArrayLike,  # noqa: N803
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-    ) -> GDRegressor:
-        """One epoch over these rows, from where the last call left the coefficients and the rule.
-
-        Args:
-            X, y, sample_weight: see `fit`. Weights count within the call.
-        """
-        self._fit(X, y, sample_weight, resume=self.__sklearn_is_fitted__(), one_epoch=True)
-        return self
-
     def _loss(self, name: str) -> losses.Loss:
         return (
             functools.partial(losses.huber, delta=self.delta)
@@ -529,25 +485,6 @@ class GDClassifier(LinearClassifier, Descent):
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
-
-    def partial_fit(
-        self,
-        X: ArrayLike,  # noqa: N803
-        y: ArrayLike,
-        classes: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
-    ) -> GDClassifier:
-        """One epoch over these rows, from where the last call left the coefficients and the rule.
-
-        Args:
-            X, y, sample_weight: see `fit`. Weights count within the call.
-            classes: all classes there will be; needed in the first call only.
-        """
-        with self._all_or_nothing():
-            first = _check_partial_fit_first_call(self, classes)
-            known = {"classes": classes} if first else {}
-            self._fit(X, y, sample_weight, resume=not first, one_epoch=True, **known)
-        return self
 
     def _loss(self, name: str) -> losses.Loss:
         loss: losses.Loss = getattr(losses, name)

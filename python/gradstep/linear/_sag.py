@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import _check_partial_fit_first_call
 
 from .. import _checks as check
 from .. import _core
@@ -17,8 +15,6 @@ from .._memory import available_bytes
 from ..losses import CURVATURES
 from ..stability import max_stable_lr
 from ._base import Array, LinearClassifier, LinearModel, LinearRegressor
-
-Model = TypeVar("Model", bound="FiniteSumModel")
 
 #: Columns that differ in scale by more than this are named in the advice.
 UNEQUAL = 10.0
@@ -35,7 +31,6 @@ class FiniteSumModel(LinearModel):
     max_iter: int
     tol: float | None
     random_state: Any
-    warm_start: bool
     verbose: bool
 
     n_iter_: int
@@ -44,24 +39,6 @@ class FiniteSumModel(LinearModel):
     _sparse: ClassVar[Any] = "csr"
     _seed: int
     _draws: int
-
-    def fit(
-        self: Model,
-        X: ArrayLike,  # noqa: N803
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-    ) -> Model:
-        """Fit to all rows until the gradient is small.
-
-        Args:
-            X: rows, shape (n, p), or a sparse matrix, best in CSR. float32 is kept, anything else
-                becomes float64. Rows that are contiguous are not copied.
-            y: numbers of shape (n,) or (n, k), or classes, shape (n,).
-            sample_weight: what each row counts, at least 0, shape (n,); None (default) for 1. A
-                weight of 2 is a row twice.
-        """
-        self._fit(X, y, sample_weight, resume=self.warm_start and self.__sklearn_is_fitted__())
-        return self
 
     def _fit(
         self,
@@ -73,14 +50,6 @@ class FiniteSumModel(LinearModel):
         one_epoch: bool = False,
         **classes: Any,
     ) -> None:
-        """Fit, from the start or from the coefficients of the fit before.
-
-        Args:
-            X, y, sample_weight: as the user gave them.
-            resume: start from the coefficients there are.
-            one_epoch: `partial_fit`.
-            classes: see `LinearClassifier._check_data`.
-        """
         with self._all_or_nothing():
             self._check_arguments()
             x, y, weights = self._check_data(X, y, sample_weight, resume=resume, **classes)
@@ -214,6 +183,7 @@ class Descent:
                 f"a table of {self.rows} rows x {outputs} outputs takes {needed / 1e9:.1f} GB of "
                 f"memory, {free / 1e9:.1f} are free"
             )
+        centre = fit_intercept and not self.is_sparse
         self.sum = _core.FiniteSum(
             canonical(x) if self.is_sparse else contiguous(x),
             np.ascontiguousarray(targets, np.float64),
@@ -221,20 +191,18 @@ class Descent:
             loss,
             outputs,
             delta,
-            fit_intercept and not self.is_sparse,
+            centre,
         )
-        self.null = null_intercept(loss, targets, weights, outputs)
+        if fit_intercept:
+            self.sum.intercept[...] = null_intercept(loss, targets, weights, outputs)
         # What is subtracted from the rows is rounded to their type.
-        centred = fit_intercept and not self.is_sparse
-        self.means = self.sum.means[: self.features].astype(self.dtype).astype(np.float64) * centred
+        self.means = self.sum.means[: self.features].astype(self.dtype).astype(np.float64) * centre
 
     def begin(self, weight: Array, bias: Array, resume: bool) -> None:
         """Start from the best constant prediction, or where the last fit ended.
 
         The gradient at the first of them is the scale of the tolerance.
         """
-        if self.fit_intercept:
-            self.sum.intercept[...] = self.null
         self.sum.snapshot()
         self.scale = self._norm(self.sum.sum, self.sum.intercept_sum, l1=0.0)
         if resume:
@@ -360,7 +328,8 @@ class SAGRegressor(LinearRegressor, FiniteSumModel):
     ```
 
     `loss` is half the squared error or Huber's, `s` the sample weights, scaled to a mean of 1.
-    Ridge's alpha in scikit-learn is n times this one.
+    Ridge's alpha in scikit-learn is n times this one. Rows that are contiguous are read where they
+    lie, not copied.
 
     The result has the same bits for any number of threads, instruction set and processor.
 
@@ -446,20 +415,6 @@ class SAGRegressor(LinearRegressor, FiniteSumModel):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def partial_fit(
-        self,
-        X: ArrayLike,  # noqa: N803
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-    ) -> SAGRegressor:
-        """One epoch over these rows, from where the last call left the coefficients.
-
-        Args:
-            X, y, sample_weight: see `fit`. Weights count within the call.
-        """
-        self._fit(X, y, sample_weight, resume=self.__sklearn_is_fitted__(), one_epoch=True)
-        return self
-
     def _problem(self, y: Array) -> tuple[str, Array, int]:
         if check.non_negative("delta", self.delta) == 0:
             raise ValueError(f"delta must be above 0, got {self.delta}")
@@ -537,25 +492,6 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
-
-    def partial_fit(
-        self,
-        X: ArrayLike,  # noqa: N803
-        y: ArrayLike,
-        classes: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
-    ) -> SAGClassifier:
-        """One epoch over these rows, from where the last call left the coefficients.
-
-        Args:
-            X, y, sample_weight: see `fit`. Weights count within the call.
-            classes: all classes there will be; needed in the first call only.
-        """
-        with self._all_or_nothing():
-            first = _check_partial_fit_first_call(self, classes)
-            known = {"classes": classes} if first else {}
-            self._fit(X, y, sample_weight, resume=not first, one_epoch=True, **known)
-        return self
 
     def _problem(self, y: Array) -> tuple[str, Array, int]:
         outputs = self._outputs
