@@ -233,7 +233,8 @@ def gradient_norm(model, x, y):
 
 
 @variants
-def test_it_stops_at_the_gradient_that_was_asked_for(variant):
+def test_it_stops_at_the_gradient_that_was_asked_for(variant, monkeypatch):
+    monkeypatch.setattr(_sag.Descent, "last_step", lambda self: None)
     model = SAGRegressor(alpha=0.1, variant=variant, tol=1e-5, random_state=0).fit(X, Y)
     null = SAGRegressor(alpha=0.1)
     null.coef_, null.intercept_ = np.zeros(5), Y.mean()
@@ -241,6 +242,80 @@ def test_it_stops_at_the_gradient_that_was_asked_for(variant):
     assert gradient_norm(model, X, Y) <= goal * (1 + 1e-6)
     assert model.gradient_norm_ == pytest.approx(gradient_norm(model, X, Y), rel=1e-6)
     assert 1 < model.n_iter_ < 1000
+
+
+def descent(x, targets, loss, outputs, **options):
+    options = {
+        "delta": 0.7,
+        "variant": "saga",
+        "l2": 0.01,
+        "l1": 0.0,
+        "fit_intercept": True,
+    } | options
+    one = _sag.Descent(x, targets, None, loss=loss, outputs=outputs, **options)
+    one.sum.coef[...] = 0.3
+    one.sum.intercept[...] += one.fit_intercept
+    one.true_norm()
+    return one
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.01, 10.0])
+def test_last_step_solves_a_problem_of_one_column(l1):
+    """Its bounds of the curvature are the curvature then."""
+    model = descent(X[:, 2:3], Y, "least_squares", 1, l1=l1)
+    model.last_step()
+    weight, bias = (float(x[0]) for x in (model.end()[0][:, 0], model.end()[1]))
+    x, y = X[:, 2] - X[:, 2].mean(), Y - Y.mean()
+    expected = np.copysign(max(abs(x @ y / 80) - l1, 0.0), x @ y) / (x @ x / 80 + 0.01)
+    assert weight == pytest.approx(expected, rel=1e-12)
+    assert bias == pytest.approx(Y.mean() - expected * X[:, 2].mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("layout", [np.asarray, sparse.csr_matrix], ids=["dense", "sparse"])
+@pytest.mark.parametrize("l1", [0.0, 0.05])
+@pytest.mark.parametrize("loss", losses.CURVATURES)
+def test_last_step_cannot_raise_the_objective(loss, l1, layout, fit_intercept):
+    codes = np.unique(KINDS, return_inverse=True)[1].astype(float)
+    outputs = 3 if loss in ("softmax", "squared_hinge") else 1
+    regression = loss in ("least_squares", "huber")
+    y = Y if regression else codes if outputs == 3 else (codes > 0).astype(float)
+    table = y[:, np.newaxis] if outputs == 1 else codes.astype(int)
+    table = codes[:, np.newaxis] == np.arange(3) if loss == "squared_hinge" else table
+    value_of = losses.linear(getattr(losses, loss))
+    model = descent(layout(THIN), y, loss, outputs, l1=l1, delta=1.0, fit_intercept=fit_intercept)
+
+    def objective():
+        weight, bias = model.end()
+        value, _ = value_of([weight, bias], THIN, table)
+        return value + 0.005 * (weight**2).sum() + l1 * np.abs(weight).sum()
+
+    before = objective()
+    for _ in range(20):
+        model.last_step()
+        after = objective()
+        assert after < before
+        before = after
+        model.true_norm()
+
+
+@variants
+@pytest.mark.parametrize("rows", [X, sparse.csr_matrix(THIN)], ids=["dense", "sparse"])
+def test_a_fit_ends_with_a_step_along_its_gradient(rows, variant, monkeypatch):
+    if sparse.issparse(rows) and variant == "sag":
+        pytest.skip("not for sparse rows")
+    options = {"alpha": 0.1, "variant": variant, "tol": 1e-2, "random_state": 0}
+    model = SAGRegressor(**options).fit(rows, Y)
+    monkeypatch.setattr(_sag.Descent, "last_step", lambda self: None)
+    rough = SAGRegressor(**options).fit(rows, Y)
+    exact = SAGRegressor(**options | {"tol": 1e-12}).fit(rows, Y)
+    assert model.gradient_norm_ == rough.gradient_norm_
+
+    def excess(model):
+        z = rows @ (model.coef_ - exact.coef_) + (model.intercept_ - exact.intercept_)
+        return (z**2).mean() / 2 + 0.05 * ((model.coef_ - exact.coef_) ** 2).sum()
+
+    assert excess(model) < excess(rough)
 
 
 def test_a_fit_that_has_not_converged_says_what_to_do():

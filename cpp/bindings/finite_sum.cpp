@@ -112,15 +112,15 @@ class FiniteSum {
     look_at_norms();
   }
 
-  /// Forms all slopes at the present weights: the table and its sum are then exact. Gives the mean loss.
-  double snapshot() { return sum_gradients(table.mutable_data(), sum, intercept_sum); }
+  /// Forms all slopes at the present weights: the table and its sum are then exact.
+  void snapshot() { sum_gradients(table.mutable_data(), sum, intercept_sum); }
 
-  /// The mean loss and the sums that snapshot() would form. Nothing changes.
-  std::tuple<double, Doubles, Doubles> gradient() {
+  /// The sums that snapshot() would form. Nothing changes.
+  std::pair<Doubles, Doubles> gradient() {
     Doubles gradient(std::vector<py::ssize_t>(sum.shape(), sum.shape() + sum.ndim()));
     Doubles intercept_gradient(intercept_sum.size());
-    const double loss = sum_gradients(nullptr, gradient, intercept_gradient);
-    return {loss, gradient, intercept_gradient};
+    sum_gradients(nullptr, gradient, intercept_gradient);
+    return {gradient, intercept_gradient};
   }
 
   /// Steps at `draws` rows.
@@ -205,13 +205,13 @@ class FiniteSum {
     return elements < worthwhile ? 1 : get_num_threads();
   }
 
-  double sum_gradients(double* slopes, Doubles& into, Doubles& into_intercept) {
+  void sum_gradients(double* slopes, Doubles& into, Doubles& into_intercept) {
     Model model = this->model();
     model.table = slopes;
     model.sum = into.mutable_data();
     model.intercept_sum = into_intercept.mutable_data();
     const LinearKernels& kernels = this->kernels();
-    const std::int64_t outputs = problem_.outputs, size = into.size(), numbers = size + outputs + 1;
+    const std::int64_t outputs = problem_.outputs, size = into.size(), numbers = size + outputs;
     const py::gil_scoped_release release;
     const FloatMode mode(Denormals::keep);
     std::vector<Room> rooms;  // made here, because nothing can catch what a thread of OpenMP throws
@@ -220,11 +220,10 @@ class FiniteSum {
     const std::vector<double> sums = sum_over_rows(
         numbers, values_per_row_ * outputs, [&](std::int64_t b, std::int64_t begin, std::int64_t end, double* part) {
           const Scratch& scratch = rooms[static_cast<std::size_t>(b)].scratch;
-          part[size + outputs] = kernels.add_gradient(problem_, model, scratch, begin, end, part, part + size);
+          kernels.add_gradient(problem_, model, scratch, begin, end, part, part + size);
         });
     std::copy_n(sums.data(), size, model.sum);
     std::copy_n(sums.data() + size, outputs, model.intercept_sum);
-    return sums.back() / problem_.total_weight;
   }
 
   Model model() {
@@ -466,9 +465,8 @@ void define_finite_sum(py::module_& m) {
            py::arg("rows"), py::arg("targets"), py::arg("weights"), py::arg("loss"), py::arg("outputs"),
            py::arg("delta"), py::arg("centre"),
            "Rows are a table, or (values, columns, offsets, number of features) of CSR. Not copied.")
-      .def("snapshot", &FiniteSum::snapshot,
-           "Form all slopes at the present weights, and so the table and its sum; return the mean loss.")
-      .def("gradient", &FiniteSum::gradient, "The mean loss, and the sums that snapshot() would form; nothing changes.")
+      .def("snapshot", &FiniteSum::snapshot, "Form all slopes at the present weights, and so the table and its sum.")
+      .def("gradient", &FiniteSum::gradient, "The sums that snapshot() would form; nothing changes.")
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),
            py::arg("fit_intercept"), py::arg("draws"), py::arg("seed"), py::arg("first"),
            "Step at so many rows, the first of which is the draw `first` of the seed.")

@@ -93,10 +93,10 @@ struct LinearKernels {
                       double* coverage) noexcept;
   /// The largest squared norm of a row, the mean subtracted.
   double (*largest_norm)(const Problem&, std::int64_t begin, std::int64_t end) noexcept;
-  /// Writes the slopes of the rows to the table, unless that is null, adds them to `sum` and `intercept_sum`, and gives
-  /// the weighted loss.
-  double (*add_gradient)(const Problem&, const Model&, const Scratch&, std::int64_t begin, std::int64_t end,
-                         double* sum, double* intercept_sum) noexcept;
+  /// Writes the slopes of the rows to the table, unless that is null, and adds their gradients to `sum` and
+  /// `intercept_sum`.
+  void (*add_gradient)(const Problem&, const Model&, const Scratch&, std::int64_t begin, std::int64_t end, double* sum,
+                       double* intercept_sum) noexcept;
   /// Takes a step at each row drawn.
   void (*descend)(const Problem&, const Model&, const Scratch&, const Draws&, const Descent&) noexcept;
 };

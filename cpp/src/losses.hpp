@@ -1,10 +1,8 @@
-// The losses of linear models: the slope of a row's loss at its scores, and its value.
+// The losses of linear models: the slope of a row's loss at its scores, which is all that descent needs.
 //
-// Slopes are what descent needs at every row, so they branch on the loss alone; values are for reports. `scores` and
-// `slopes` have room for a multiple of output_lanes. The conventions are those of python/gradstep/losses.py.
+// `scores` and `slopes` have room for a multiple of output_lanes. The conventions are those of
+// python/gradstep/losses.py.
 #pragma once
-
-#include <math.h>
 
 #include <cstdint>
 
@@ -80,46 +78,6 @@ GRADSTEP_INLINE void slopes_of(const Problem& problem, const double* scores, con
       }
       break;
   }
-}
-
-/// The loss of one row. `powers` is room to compute in.
-inline double loss_of(const Problem& problem, const double* scores, const double* target, double* powers) {
-  const std::int64_t outputs = problem.outputs;
-  double value = 0.0;
-  switch (problem.loss) {
-    case Loss::least_squares:
-      for (std::int64_t k = 0; k < outputs; ++k) {
-        const double residual = scores[k] - target[k];
-        value += 0.5 * (residual * residual);
-      }
-      break;
-    case Loss::huber:
-      for (std::int64_t k = 0; k < outputs; ++k) {
-        const double distance = ::fabs(scores[k] - target[k]);
-        const double square = distance < problem.delta ? distance : problem.delta;
-        value += square * (distance - 0.5 * square);
-      }
-      break;
-    case Loss::logistic: {
-      const double against = -sign_of(*target, 0, 1) * scores[0];
-      const double power = gradstep::exp(-::fabs(against));  // which cannot overflow
-      value = (against > 0.0 ? against : 0.0) + gradstep::log(1.0 + power);
-      break;
-    }
-    case Loss::softmax: {
-      const double most = largest(scores, outputs);
-      const double total = exponentials(scores, outputs, most, powers);
-      value = gradstep::log(total) - (scores[static_cast<std::int64_t>(*target)] - most);
-      break;
-    }
-    case Loss::squared_hinge:
-      for (std::int64_t k = 0; k < outputs; ++k) {
-        const double gap = 1.0 - sign_of(*target, k, outputs) * scores[k];
-        value += gap > 0.0 ? gap * gap : 0.0;
-      }
-      break;
-  }
-  return value;
 }
 
 }  // namespace

@@ -41,6 +41,8 @@ inline std::int64_t draw(const Draws& draws, std::int64_t rows, std::int64_t n) 
   return chance < draws.keep[row] ? row : draws.others[row];
 }
 
+constexpr std::int64_t line = 64;  // bytes that are fetched at once
+
 // Dense rows are fetched so many bytes ahead: less does not hide the latency of memory, more fills the cache.
 constexpr std::int64_t bytes_ahead = 1500;
 
@@ -122,20 +124,16 @@ inline Factors step_output(const Model& model, const Pace pace, double weight, s
   return factors;
 }
 
-// Forms the slopes at the scores of a row and writes them to the table, if there is one; gives its loss. The slopes are
-// left weighted.
-inline double enter_slopes(const Problem& problem, const Model& model, const Scratch& scratch, std::int64_t row,
-                           double* intercept_sum) {
-  const double* const target = target_of(problem, row);
+// Forms the slopes at the scores of a row and writes them to the table, if there is one. They are left weighted.
+inline void enter_slopes(const Problem& problem, const Model& model, const Scratch& scratch, std::int64_t row,
+                         double* intercept_sum) {
   const double weight = weight_of(problem, row);
-  const double loss = weight * loss_of(problem, scratch.scores, target, scratch.slopes);
-  slopes_of<false>(problem, scratch.scores, target, scratch.slopes);
+  slopes_of<false>(problem, scratch.scores, target_of(problem, row), scratch.slopes);
   for (std::int64_t k = 0; k < problem.outputs; ++k) {
     if (model.table) model.table[row * problem.outputs + k] = scratch.slopes[k];
     scratch.slopes[k] *= weight;
     intercept_sum[k] += scratch.slopes[k];
   }
-  return loss;
 }
 
 // Dense rows ----------------------------------------------------------------------------------------------------------
@@ -309,20 +307,18 @@ GRADSTEP_NOINLINE double largest_dense_norm(const Problem& problem, std::int64_t
 }
 
 template <class T>
-GRADSTEP_NOINLINE double add_dense_gradient(const Problem& problem, const Model& model, const Scratch& scratch,
-                                            std::int64_t begin, std::int64_t end, double* sum,
-                                            double* intercept_sum) noexcept {
+GRADSTEP_NOINLINE void add_dense_gradient(const Problem& problem, const Model& model, const Scratch& scratch,
+                                          std::int64_t begin, std::int64_t end, double* sum,
+                                          double* intercept_sum) noexcept {
   const Rows& rows = problem.rows;
   const std::int64_t features = rows.features, outputs = problem.outputs, width = round_up(features, row_lanes);
-  double loss = 0.0;
   for (std::int64_t i = begin; i < end; ++i) {
     const InPlace<T> row = in_place<T>(rows, i);
     for (std::int64_t k = 0; k < outputs; ++k)
       scratch.scores[k] = dot(row, features, model.coef + k * width) + model.intercept[k];
-    loss += enter_slopes(problem, model, scratch, i, intercept_sum);
+    enter_slopes(problem, model, scratch, i, intercept_sum);
     for (std::int64_t k = 0; k < outputs; ++k) add(row, features, scratch.slopes[k], sum + k * width);
   }
-  return loss;
 }
 
 // `single`: there is one output, whose score, slope and factors stay in registers. `copies`: rows are copied once they
@@ -339,7 +335,6 @@ GRADSTEP_NOINLINE void descend_dense_rows(const Problem& problem, const Model& m
   double own[3] = {};
   const Scratch scratch = single ? Scratch{own, own + 1, own + 2, shared.row, shared.next_row} : shared;
   const std::int64_t distance = rows_ahead(width * static_cast<std::int64_t>(sizeof(T)));
-  constexpr std::int64_t line = 64 / sizeof(T);
   Order order(draws, rows.count, distance + 1);
   double *room = scratch.row, *next_room = scratch.next_row;
   const auto look_at = [&](std::int64_t i) {
@@ -364,7 +359,7 @@ GRADSTEP_NOINLINE void descend_dense_rows(const Problem& problem, const Model& m
     GRADSTEP_PREFETCH(target_of(problem, ahead));
     const T* const row_ahead = dense_row<T>(rows, ahead);
     if (copies)
-      for (std::int64_t j = 0; j < features; j += line) GRADSTEP_PREFETCH(row_ahead + j);
+      for (std::int64_t j = 0; j < features; j += line / sizeof(T)) GRADSTEP_PREFETCH(row_ahead + j);
     const Row next = look_at(next_i);
     for (std::int64_t k = 0; k < outputs; ++k) scratch.scores[k] = scratch.next_scores[k] + model.intercept[k];
     slopes_of<single>(problem, scratch.scores, target_of(problem, i), scratch.slopes);
@@ -456,22 +451,20 @@ GRADSTEP_NOINLINE double largest_sparse_norm(const Problem& problem, std::int64_
 }
 
 template <class T, class Index>
-GRADSTEP_NOINLINE double add_sparse_gradient(const Problem& problem, const Model& model, const Scratch& scratch,
-                                             std::int64_t begin, std::int64_t end, double* sum,
-                                             double* intercept_sum) noexcept {
+GRADSTEP_NOINLINE void add_sparse_gradient(const Problem& problem, const Model& model, const Scratch& scratch,
+                                           std::int64_t begin, std::int64_t end, double* sum,
+                                           double* intercept_sum) noexcept {
   const std::int64_t outputs = problem.outputs;
-  double loss = 0.0;
   for (std::int64_t i = begin; i < end; ++i) {
     const SparseRow<T, Index> row(problem.rows, i);
     sparse_scores<false>(row, model, outputs, scratch.scores);
-    loss += enter_slopes(problem, model, scratch, i, intercept_sum);
+    enter_slopes(problem, model, scratch, i, intercept_sum);
     for (std::int64_t j = 0; j < row.size; ++j) {
       const double value = static_cast<double>(row.values[j]);
       double* const column_sum = sum + static_cast<std::int64_t>(row.columns[j]) * outputs;
       for (std::int64_t k = 0; k < outputs; ++k) column_sum[k] += scratch.slopes[k] * value;
     }
   }
-  return loss;
 }
 
 // Only the columns that the row holds move. What dense rows do to all columns at every step, the sum's share and the
@@ -499,8 +492,8 @@ GRADSTEP_NOINLINE void descend_sparse_rows(const Problem& problem, const Model& 
     GRADSTEP_PREFETCH(static_cast<const Index*>(rows.offsets) + upcoming[2 * distance]);
     GRADSTEP_PREFETCH(model.table + ahead * outputs);
     GRADSTEP_PREFETCH(target_of(problem, ahead));
-    GRADSTEP_PREFETCH(row_ahead.values);
-    GRADSTEP_PREFETCH(row_ahead.columns);
+    for (std::int64_t j = 0; j < row_ahead.size; j += line / sizeof(T)) GRADSTEP_PREFETCH(row_ahead.values + j);
+    for (std::int64_t j = 0; j < row_ahead.size; j += line / sizeof(Index)) GRADSTEP_PREFETCH(row_ahead.columns + j);
     sparse_scores<single>(row, model, outputs, scores);
     slopes_of<single>(problem, scores, target_of(problem, i), slopes);
     for (std::int64_t k = 0; k < outputs; ++k) {

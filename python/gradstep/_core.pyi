@@ -177,9 +177,9 @@ class FiniteSum:
         """
     def gradient(
         self,
-    ) -> tuple[float, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
+    ) -> tuple[numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
         """
-        The mean loss, and the sums that snapshot() would form; nothing changes.
+        The sums that snapshot() would form; nothing changes.
         """
     def gradient_norm(
         self,
@@ -192,9 +192,9 @@ class FiniteSum:
         """
         The norm of the objective's gradient, given totals as snapshot() and gradient() form them.
         """
-    def snapshot(self) -> float:
+    def snapshot(self) -> None:
         """
-        Form all slopes at the present weights, and so the table and its sum; return the mean loss.
+        Form all slopes at the present weights, and so the table and its sum.
         """
     @property
     def coef(self) -> numpy.typing.NDArray[numpy.float64]: ...

@@ -41,21 +41,6 @@ def exp(x: Array) -> Array:
     return np.ldexp(fraction + fraction * (r + (r * r) * series), n)
 
 
-def log(x: Array) -> Array:
-    """`ln x`: with x = 2^k (1 + f), the series of 2 atanh(s), s = f / (2 + f)."""
-    mantissa, k = np.frexp(x)
-    low = mantissa <= 0.7071067811865476
-    f = np.where(low, 2 * mantissa, mantissa) - 1
-    k = k - low.astype(np.float64)
-    s = f / (2 + f)
-    z = s * s
-    series = np.zeros_like(z)
-    for n in range(11, 0, -1):
-        series = z * (2 / (2 * n + 1) + series)
-    value = k * LN2_HIGH - ((s * (f - series) - k * LN2_LOW) - f)
-    return np.where((x > 0) & (x < np.inf), value, np.log(x))  # which others have but one of
-
-
 def draw(seed: int, first: int, count: int, rows: int, alias: tuple[Array, Array] | None) -> Array:
     """The rows drawn from the `first` on: splitmix64 of the seed and a draw's number."""
     n = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(first)
@@ -111,27 +96,16 @@ def soft_threshold(x: Array, threshold: Array | float) -> Array:
     return np.where(x - threshold > 0, x - threshold, np.where(np.isnan(x), x, kept))
 
 
-# Losses: from the scores z and the target y of one row, its slopes, and its value -----------------
+# Losses: from the scores z and the target y of one row, its slopes --------------------------------
 
 
-def least_squares_slopes(z: Array, y: Array, delta: float) -> Array:
+def least_squares(z: Array, y: Array, delta: float) -> Array:
     return z - y
 
 
-def least_squares(z: Array, y: Array, delta: float) -> float:
-    r = z - y
-    return in_order(0.5 * (r * r))
-
-
-def huber_slopes(z: Array, y: Array, delta: float) -> Array:
+def huber(z: Array, y: Array, delta: float) -> Array:
     at_most = np.where(z - y > delta, delta, z - y)
     return np.where(at_most < -delta, -delta, at_most)
-
-
-def huber(z: Array, y: Array, delta: float) -> float:
-    distance = np.abs(z - y)
-    q = np.where(distance < delta, distance, delta)
-    return in_order(q * (distance - 0.5 * q))
 
 
 def signs(label: Array, outputs: int) -> Array:
@@ -139,48 +113,32 @@ def signs(label: Array, outputs: int) -> Array:
     return np.where(label == (np.arange(outputs) if outputs > 1 else 1), 1.0, -1.0)
 
 
-def logistic_slopes(z: Array, y: Array, delta: float) -> Array:
+def logistic(z: Array, y: Array, delta: float) -> Array:
     s = signs(y, 1)
     return np.asarray(-s / (1 + exp(s * z)))
-
-
-def logistic(z: Array, y: Array, delta: float) -> float:
-    u = -signs(y, 1) * z
-    return float((np.where(u > 0, u, 0.0) + log(1 + exp(-np.abs(u))))[0])
 
 
 def largest(z: Array) -> float:
     return float(max(z.tolist()))  # the first, where that is NaN
 
 
-def softmax_slopes(z: Array, y: Array, delta: float) -> Array:
+def softmax(z: Array, y: Array, delta: float) -> Array:
     e = exp(z - largest(z))
     return np.asarray(e * (1 / in_lanes(e)) - (np.arange(len(z)) == y))
 
 
-def softmax(z: Array, y: Array, delta: float) -> float:
-    shifted = z - largest(z)
-    return float(log(in_lanes(exp(shifted))) - shifted[int(y[0])])
-
-
-def squared_hinge_slopes(z: Array, y: Array, delta: float) -> Array:
+def squared_hinge(z: Array, y: Array, delta: float) -> Array:
     s = signs(y, len(z))
     gap = 1 - s * z
     return -2 * (s * np.where(gap < 0, 0.0, gap))
 
 
-def squared_hinge(z: Array, y: Array, delta: float) -> float:
-    gap = 1 - signs(y, len(z)) * z
-    return in_order(np.where(gap > 0, gap * gap, 0.0))
-
-
-Loss = tuple[Callable[[Array, Array, float], Array], Callable[[Array, Array, float], float]]
-LOSSES: Mapping[str, Loss] = {
-    "least_squares": (least_squares_slopes, least_squares),
-    "huber": (huber_slopes, huber),
-    "logistic": (logistic_slopes, logistic),
-    "softmax": (softmax_slopes, softmax),
-    "squared_hinge": (squared_hinge_slopes, squared_hinge),
+SLOPES: Mapping[str, Callable[[Array, Array, float], Array]] = {
+    "least_squares": least_squares,
+    "huber": huber,
+    "logistic": logistic,
+    "softmax": softmax,
+    "squared_hinge": squared_hinge,
 }
 
 
@@ -276,7 +234,7 @@ class FiniteSum:
         rows: a table of float32 or float64, shape (n, p), or of CSR (values, columns, offsets, p).
         targets: a row of `outputs` numbers per row, or a class number per row.
         weights: what each row counts, shape (n,); None for 1.
-        loss: a name in `LOSSES`.
+        loss: a name in `SLOPES`.
         outputs: scores per row; for classes one where there are two, otherwise one each.
         delta: where the squares of the Huber loss end.
         centre: whether the mean is subtracted from dense rows.
@@ -309,7 +267,7 @@ class FiniteSum:
         self.alias = None
         if (self.weights != self.weights[0]).any():
             self.alias = alias_table(self.weights, self.total_weight)
-        (self.slopes_of, self.loss_of), self.delta = LOSSES[loss], delta
+        self.slopes_of, self.delta = SLOPES[loss], delta
         self.coef, self.sum = np.zeros(self.rows.shape(outputs)), np.zeros(self.rows.shape(outputs))
         self.intercept, self.intercept_sum = np.zeros(outputs), np.zeros(outputs)
         self.table = np.zeros((n, outputs))
@@ -344,33 +302,28 @@ class FiniteSum:
         covered = np.where(sums[2] > 0, self.total_weight / sums[2], 0.0)
         return np.stack([sums[0] / self.total_weight, sums[1] / self.total_weight, covered])
 
-    def snapshot(self) -> float:
-        """Form all slopes at the present weights, and so the table and its sum: the mean loss."""
-        return self._sum_gradients(self.table, self.sum, self.intercept_sum)
+    def snapshot(self) -> None:
+        """Form all slopes at the present weights, and so the table and its sum."""
+        self._sum_gradients(self.table, self.sum, self.intercept_sum)
 
-    def gradient(self) -> tuple[float, Array, Array]:
-        """The mean loss, and the sums that `snapshot` would form."""
-        table, total, of_intercept = (
-            np.empty_like(x) for x in (self.table, self.sum, self.intercept_sum)
-        )
-        return self._sum_gradients(table, total, of_intercept), total, of_intercept
+    def gradient(self) -> tuple[Array, Array]:
+        """The sums that `snapshot` would form."""
+        total, of_intercept = np.empty_like(self.sum), np.empty_like(self.intercept_sum)
+        self._sum_gradients(np.empty_like(self.table), total, of_intercept)
+        return total, of_intercept
 
-    def _sum_gradients(self, table: Array, total: Array, of_intercept: Array) -> float:
-        loss, total[...], of_intercept[...] = 0.0, 0, 0
+    def _sum_gradients(self, table: Array, total: Array, of_intercept: Array) -> None:
+        total[...], of_intercept[...] = 0, 0
         with np.errstate(all="ignore"):
-            for block in self._blocks(total.size + of_intercept.size + 1, of_intercept.size):
-                part_loss, part_total = 0.0, np.zeros_like(total)
-                part_of_intercept = np.zeros_like(of_intercept)
+            for block in self._blocks(total.size + of_intercept.size, of_intercept.size):
+                part_total, part_of_intercept = np.zeros_like(total), np.zeros_like(of_intercept)
                 for i in block:
                     weight, scores = self.weights[i], self.rows.scores(i, self.coef, self.intercept)
                     table[i] = self.slopes_of(scores, self.targets[i], self.delta)
-                    part_loss += float(weight) * self.loss_of(scores, self.targets[i], self.delta)
                     part_of_intercept += weight * table[i]
                     self.rows.add(i, weight * table[i], part_total)
-                loss += part_loss
                 total += part_total
                 of_intercept += part_of_intercept
-            return loss / self.total_weight
 
     def descend(
         self,
