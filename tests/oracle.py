@@ -45,6 +45,18 @@ HYPER = {
     "weight_seen": 4.6,
     "rows_seen": 3.0,
     "l1": 0.3,
+    "momentum_decay": 0.01,
+    "mu_product": 0.8,
+    "rho": 0.85,
+    "beta3": 0.995,
+    "alpha_warmup": 3.0,
+    "beta3_warmup": 3.0,
+    "etaminus": 0.4,
+    "etaplus": 1.3,
+    "step_min": 1e-3,
+    "step_max": 0.014,
+    "lambd": 0.02,
+    "t0": 1.0,
 }
 
 

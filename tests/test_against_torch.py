@@ -25,6 +25,18 @@ CASES = [
     ("Adam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "amsgrad": True}),
     ("AdamW", {"lr": 0.01}),
     ("AdamW", {"lr": 0.01, "weight_decay": 0.2, "amsgrad": True}),
+    ("Adamax", {"lr": 0.02}),
+    ("Adamax", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3}),
+    ("NAdam", {"lr": 0.02}),
+    ("NAdam", {"lr": 0.02, "momentum_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"lr": 0.02}),
+    ("RAdam", {"lr": 0.02, "betas": (0.8, 0.99), "decoupled_weight_decay": True}),
+    ("Adadelta", {"lr": 2.0}),
+    ("Adadelta", {"lr": 0.5, "rho": 0.7, "eps": 1e-3}),
+    ("ASGD", {"lr": 0.05}),
+    ("ASGD", {"lr": 0.05, "lambd": 0.01, "alpha": 0.6, "t0": 10}),
+    ("Rprop", {"lr": 0.01}),
+    ("Rprop", {"lr": 0.01, "etas": (0.3, 1.5), "step_sizes": (1e-3, 0.02)}),
 ]
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
 
@@ -35,9 +47,20 @@ def gradient(w, t):
     return 0.1 * scale * (w - 1) + np.sin(3 * w + t)
 
 
+@pytest.fixture
+def _scalars_in_double():
+    """NAdam's and ASGD's scalars are tensors there, of the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize("common", COMMON, ids=lambda c: "-".join(c) or "plain")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_fifty_steps(name, options, common):
+    if name == "Rprop" and "weight_decay" in common:
+        pytest.skip("it has none")
     start = np.random.default_rng(0).standard_normal(37)
     ours, theirs = start.copy(), torch.tensor(start, requires_grad=True)
     opt = getattr(gs, name)(ours, **{**options, **common})
@@ -50,7 +73,7 @@ def test_fifty_steps(name, options, common):
     assert abs(ours - start).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
 def test_defaults_are_the_same(name):
     ours = getattr(gs, name)(np.ones(3)).hyperparameters
     theirs = getattr(torch.optim, name)([torch.ones(3)]).defaults
@@ -58,7 +81,7 @@ def test_defaults_are_the_same(name):
         theirs[f"beta{i}"] = beta
     shared = ours.keys() & theirs.keys()
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
-    assert {"lr", "weight_decay"} <= shared
+    assert {"lr", "weight_decay"} <= shared or name == "Rprop"
 
 
 @pytest.mark.parametrize("threads", [1, 2])

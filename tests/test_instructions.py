@@ -20,7 +20,14 @@ from oracle import RULES
 
 SIZE = 8192
 #: Of GCC 12, and a little room. What is not named here has the last.
-BUDGETS = {"SGD": 1.5, "Momentum": 1.9, "RMSprop": 2.6, "Adam": 3.4, "sum_of_squares": 1.2}
+BUDGETS = {
+    "SGD": 1.5,
+    "Momentum": 1.9,
+    "RMSprop": 2.6,
+    "Adam": 3.4,
+    "Yogi": 4.5,
+    "sum_of_squares": 1.2,
+}
 BUDGET_OF_ALL = 4.3
 #: One draw of a logistic model along dense float32 rows, by the number of features.
 ROW_BUDGETS = {64: 8.6, 784: 5.3}

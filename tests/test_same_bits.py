@@ -122,6 +122,15 @@ finite_hyper = {
     "weight_seen": st.floats(2**-20, 2**20, width=32),
     "rows_seen": st.integers(1, 10**6).map(float),
     "l1": st.floats(0, 1024, width=32),
+    "momentum_decay": st.floats(0, 8, width=32),
+    "mu_product": st.floats(0, 1, width=32),
+    "alpha_warmup": st.integers(0, 10**6).map(float),
+    "beta3_warmup": st.integers(0, 10**6).map(float),
+    "etaplus": st.floats(1, 8, width=32),
+    "step_min": st.floats(0, 1, width=32),
+    "step_max": st.floats(2**-20, 1024, width=32),
+    "lambd": st.floats(0, 1, width=32),
+    "t0": st.integers(0, 10**6).map(float),
 }
 
 

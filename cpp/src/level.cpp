@@ -25,7 +25,7 @@ namespace {
 template <class T>
 struct Prelude {
   T scale, clip, clip_value, coupled, shrink;
-  bool couples;
+  T couples;  // 0 or 1: a large loop is not vectorised where it selects by a bool
 
   Prelude(const Step& step, Decay decay)
       : scale(T(step.maximize ? -step.grad_scale : step.grad_scale)),
@@ -33,7 +33,7 @@ struct Prelude {
         clip_value(T(step.clip_value)),
         coupled(T(step.weight_decay)),
         shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
-        couples(decay == Decay::coupled && step.weight_decay != 0) {}
+        couples(T(decay == Decay::coupled && step.weight_decay != 0)) {}
 
   T scaled(T g) const { return clip * (scale * g); }
 
@@ -42,7 +42,7 @@ struct Prelude {
     g = scaled(g);
     g = g > clip_value ? clip_value : g;  // NaN stays NaN
     g = g < -clip_value ? -clip_value : g;
-    return couples ? g + coupled * w : g;
+    return couples != 0 ? g + coupled * w : g;
   }
 };
 

@@ -10,12 +10,21 @@
 #include <cstdint>
 #include <cstring>
 
+#include "compiler.hpp"
+
 namespace gradstep {
 namespace {
 
 // The C functions and not std::sqrt, whose template code would be shared between levels.
 [[maybe_unused]] inline float root(float x) { return ::sqrtf(x); }
 [[maybe_unused]] inline double root(double x) { return ::sqrt(x); }
+
+/// 1, -1, or 0; NaN stays.
+template <class T>
+GRADSTEP_INLINE T sign(T x) {
+  const T up = x > 0 ? T(1) : T(0), down = x < 0 ? T(1) : T(0);
+  return x == x ? up - down : x;
+}
 
 /// The least multiple from n on.
 [[maybe_unused]] constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
@@ -92,7 +101,7 @@ inline double power_of_two(double k) {
 
 /// e^x: x = (32 n + i) ln(2)/32 + r with |r| <= ln(2)/64, then 2^n 2^(i/32) times the Taylor series of e^r. Error below
 /// 1.1 ulp (tested). No branches, so that it can be computed for many numbers at once.
-[[maybe_unused]] inline double exp(double x) {
+GRADSTEP_INLINE double exp(double x) {
   // Beyond these the result is infinite or 0; NaN passes.
   x = x < -746.0 ? -746.0 : x;
   x = x > 710.0 ? 710.0 : x;
@@ -111,7 +120,7 @@ inline double power_of_two(double k) {
 
 /// ln x: x = 2^k (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2), then the series of 2 atanh(s), s = f / (2 + f).
 /// Error below 1 ulp (tested bound: 2).
-[[maybe_unused]] inline double log(double x) {
+GRADSTEP_INLINE double log(double x) {
   if (!(x > 0.0)) return x == 0.0 ? -HUGE_VAL : NAN;
   if (x == HUGE_VAL) return x;
   std::int64_t k = 0;
@@ -157,7 +166,7 @@ inline double power_of_two(double k) {
 }
 
 /// base^exponent for base >= 0: by multiplications where the exponent is a whole number, else e^(exponent ln base).
-[[maybe_unused]] inline double power(double base, double exponent) {
+GRADSTEP_INLINE double power(double base, double exponent) {
   if (exponent >= 0.0 && exponent <= 9007199254740992.0 && exponent == ::floor(exponent))
     return power(base, static_cast<std::int64_t>(exponent));
   if (base == 0.0) return exponent > 0.0 ? 0.0 : HUGE_VAL;

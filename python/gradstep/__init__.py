@@ -1,11 +1,24 @@
 """The gradient step on CPUs: update rules as fused native kernels, in place on NumPy arrays."""
 
-from . import finite_sums, functional, losses, optimizers, reference, schedules
+from . import (
+    adaptive,
+    averaging,
+    finite_sums,
+    functional,
+    losses,
+    optimizers,
+    reference,
+    schedules,
+    signs,
+)
 from ._core import __version__
 from ._memory import Arena, flatten
-from .finite_sums import *  # noqa: F403 - the classes, as below
+from .adaptive import *  # noqa: F403 - the classes, as below
+from .averaging import *  # noqa: F403
+from .finite_sums import *  # noqa: F403
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
+from .signs import *  # noqa: F403
 from .stability import max_stable_lr
 from .training import History, batches, train
 
@@ -25,4 +38,5 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-__all__ += optimizers.__all__ + finite_sums.__all__
+for family in (optimizers, adaptive, signs, averaging, finite_sums):
+    __all__ += family.__all__

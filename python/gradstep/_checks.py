@@ -62,9 +62,19 @@ def choice(name: str, value: Any, known: Collection[str]) -> str:
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
-    return number(f"{name}[0]", value[0]), number(f"{name}[1]", value[1])
+    first, second = _several(name, value, 2, "a pair of numbers")
+    return first, second
+
+
+def triple(name: str, value: Any) -> tuple[float, float, float]:
+    first, second, third = _several(name, value, 3, "three numbers")
+    return first, second, third
+
+
+def _several(name: str, value: Any, count: int, what: str) -> list[float]:
+    if not isinstance(value, (tuple, list)) or len(value) != count:
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+    return [number(f"{name}[{i}]", x) for i, x in enumerate(value)]
 
 
 def array(name: str, value: Any) -> None:

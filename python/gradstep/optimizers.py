@@ -1,4 +1,6 @@
-"""One short class per rule, in the order of `cpp/src/rules.hpp`; `finite_sums` has the last ones.
+"""One short class per rule of the textbooks, in the order of `cpp/src/rules/textbook.hpp`.
+
+`adaptive`, `signs`, `averaging` and `finite_sums` have the other families.
 
 The base class owns the parameters, the states and the step count, and knows no rule. A class names
 its native rules (variants of one equation, each a struct in C++), picks one, and hands over the
@@ -479,6 +481,14 @@ class Optimizer:
         shapes = [[(*leading.get(name, ()), *p.shape) for p in self._params] for name in names]
         return dict(zip(names, zeros_beside(self._params, shapes), strict=True))
 
+    def _begin_with(self, state: str, start: float, argument: str) -> None:
+        """Fill a state with what an argument says."""
+        for array in self._states[state]:
+            if start > float(np.finfo(array.dtype).max):
+                raise ValueError(f"{argument} is {start}, which {array.dtype} cannot hold")
+            if start > 0:  # zeros are not touched before the first step
+                array.fill(start)
+
     def _noun(self, state: str) -> str:
         """What messages call a state."""
         return f"state {state}"
@@ -777,13 +787,7 @@ class Adagrad(Optimizer):
             weight_decay=weight_decay,
             **options,
         )
-        for s in self._states["s"]:
-            if start > float(np.finfo(s.dtype).max):
-                raise ValueError(
-                    f"initial_accumulator_value is {start}, which {s.dtype} cannot hold"
-                )
-            if start > 0:  # zeros are not touched before the first step
-                s.fill(start)
+        self._begin_with("s", start, "initial_accumulator_value")
 
 
 class RMSprop(Optimizer):

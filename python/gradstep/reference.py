@@ -134,6 +134,137 @@ def adam_amsgrad(
     w -= step * (m / (np.sqrt(u) * scale + eps))
 
 
+def adamax(
+    w: Array, g: Array, m: Array, u: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    u[...] = np.maximum(beta2 * u, np.abs(g) + eps)
+    w -= lr / (1 - power(beta1, t)) * (m / u)
+
+
+def nadam_momentum(beta1: float, momentum_decay: float, t: int) -> float:
+    """`mu_t` of NAdam."""
+    return beta1 * (1 - 0.5 * float(_core.power(0.96, t * momentum_decay)))
+
+
+def nadam(
+    w: Array, g: Array, m: Array, v: Array, *, t: int, lr: float, beta1: float, beta2: float,
+    eps: float, momentum_decay: float, mu_product: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    mu, after = (nadam_momentum(beta1, momentum_decay, n) for n in (t, t + 1))
+    product = mu_product * mu
+    of_gradient, of_mean = lr * (1 - mu) / (1 - product), lr * after / (1 - product * after)
+    w -= (of_gradient * g + of_mean * m) / (np.sqrt(v) * (1 / math.sqrt(1 - power(beta2, t))) + eps)
+
+
+def radam(
+    w: Array, g: Array, m: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    rest, r_inf, step = 1 - power(beta2, t), 2 / (1 - beta2) - 1, lr / (1 - power(beta1, t))
+    r = r_inf - 2 * t * (1 - rest) / rest
+    if r > 5:
+        rectifier = math.sqrt((r - 4) * (r - 2) * r_inf / ((r_inf - 4) * (r_inf - 2) * r))
+        w -= step * (rectifier * math.sqrt(rest)) * (m / (np.sqrt(v) + eps))
+    else:
+        w -= step * m
+
+
+def adadelta(
+    w: Array, g: Array, v: Array, a: Array, *, t: int, lr: float, rho: float, eps: float
+) -> None:
+    v[...] = rho * v + (1 - rho) * g * g
+    delta = np.sqrt(a + eps) / np.sqrt(v + eps) * g
+    a[...] = rho * a + (1 - rho) * delta * delta
+    w -= lr * delta
+
+
+def adabelief(
+    w: Array, g: Array, m: Array, s: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    s[...] = beta2 * s + (1 - beta2) * (g - m) * (g - m) + eps
+    scale = 1 / math.sqrt(1 - power(beta2, t))
+    w -= lr / (1 - power(beta1, t)) * (m / (np.sqrt(s) * scale + eps))
+
+
+def yogi(
+    w: Array, g: Array, m: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float, bias_correction: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    v -= (1 - beta2) * np.sign(v - g * g) * (g * g)
+    step = lr / (1 - power(beta1, t)) if bias_correction else lr
+    scale = 1 / math.sqrt(1 - power(beta2, t)) if bias_correction else 1.0
+    w -= step * (m / (np.sqrt(v) * scale + eps))
+
+
+def ademamix(
+    w: Array, g: Array, m: Array, n: Array, v: Array, *, t: int, lr: float, beta1: float,
+    beta2: float, beta3: float, eps: float, alpha: float, alpha_warmup: float, beta3_warmup: float,
+) -> None:  # fmt: skip
+    if t < alpha_warmup:
+        alpha *= t / alpha_warmup
+    if t < beta3_warmup:
+        x = t / beta3_warmup
+        with np.errstate(divide="ignore"):
+            log1, log3 = _core.log(np.array([beta1, beta3]))
+            beta3 = min(float(_core.exp(1 / ((1 - x) / log1 + x / log3))), beta3)
+    m[...] = beta1 * m + (1 - beta1) * g
+    n += (1 - beta3) * (g - n)
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    step, scale = lr / (1 - power(beta1, t)), 1 / math.sqrt(1 - power(beta2, t))
+    w -= (step * m + lr * alpha * n) / (np.sqrt(v) * scale + eps)
+
+
+def adopt(
+    w: Array, g: Array, m: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    if t == 1:
+        v[...] = g * g
+        return
+    limit = g.dtype.type(math.sqrt(math.sqrt(t - 1)))
+    n = g / np.maximum(np.sqrt(v), g.dtype.type(eps))
+    n = np.where(n > limit, limit, np.where(n < -limit, -limit, n))
+    m[...] = beta1 * m + (1 - beta1) * n
+    w -= lr * m
+    v[...] = beta2 * v + (1 - beta2) * (g * g)
+
+
+def rprop(
+    w: Array, g: Array, prev: Array, step_size: Array, *, t: int, lr: float,
+    etaminus: float, etaplus: float, step_min: float, step_max: float,
+) -> None:  # fmt: skip
+    if t == 1:
+        step_size.fill(lr)
+    number, turn = g.dtype.type, g * prev
+    step_size *= np.where(turn > 0, number(etaplus), np.where(turn < 0, number(etaminus), 1))
+    step_size[...] = np.clip(step_size, step_min, step_max)
+    prev[...] = np.where(turn < 0, 0, g)
+    w -= np.sign(prev) * step_size
+
+
+def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2: float) -> None:
+    w -= lr * np.sign(beta1 * m + (1 - beta1) * g)
+    m[...] = beta2 * m + (1 - beta2) * g
+
+
+def asgd(
+    w: Array, g: Array, ax: Array, *,
+    t: int, lr: float, lambd: float, alpha: float, t0: float,
+) -> None:  # fmt: skip
+    eta = lr / float(_core.power(1 + lambd * lr * (t - 1), alpha))
+    w[...] = (1 - lambd * eta) * w - eta * g
+    ax[...] = ax + (w - ax) * (1 / (t - 1 - t0)) if t - 1 - t0 > 1 else w
+
+
 def window_sag(w: Array, g: Array, d: Array, y: Array, *, t: int, lr: float, seen: float) -> None:
     d += g - y
     y[...] = g
@@ -191,13 +322,32 @@ RULES: Mapping[str, Callable[..., None]] = {
     "adam_amsgrad": adam_amsgrad,
     "adamw": adam,
     "adamw_amsgrad": adam_amsgrad,
+    "adamax": adamax,
+    "nadam": nadam,
+    "nadam_decoupled": nadam,
+    "radam": radam,
+    "radam_decoupled": radam,
+    "adadelta": adadelta,
+    "adabelief": adabelief,
+    "yogi": yogi,
+    "ademamix": ademamix,
+    "adopt": adopt,
+    "adopt_decoupled": adopt,
+    "rprop": rprop,
+    "lion": lion,
+    "asgd": asgd,
     "window_sag": window_sag,
     "sag": sag,
     "saga": saga,
     "saga_l1": saga_l1,
     "svrg": svrg,
 }
-DECOUPLED = frozenset({"adamw", "adamw_amsgrad", "sag", "saga", "saga_l1", "svrg"})
+DECOUPLED = frozenset(
+    {
+        "adamw", "adamw_amsgrad", "nadam_decoupled", "radam_decoupled", "adabelief", "ademamix",
+        "adopt_decoupled", "lion", "sag", "saga", "saga_l1", "svrg",
+    }
+)  # fmt: skip
 GRADIENTS: Mapping[str, int] = {"svrg": 2}
 
 
