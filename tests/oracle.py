@@ -69,6 +69,12 @@ def full_gradient(params):
     return [full_gradient(param) for param in params]
 
 
+def gradient(w, t):
+    """Of a badly scaled quadratic with a ripple, so that moments of all sizes occur."""
+    scale = 10.0 ** np.linspace(-2, 1, w.size)
+    return 0.1 * scale * (w - 1) + np.sin(3 * w + t)
+
+
 #: What classes need beside the parameters. `every` is not needed, but then a call is.
 NEEDED = {"lr": 0.1, "window": 3, "rows": 4, "full_gradient": full_gradient, "every": 4}
 

@@ -7,6 +7,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core
+from oracle import gradient
 
 torch = pytest.importorskip("torch", reason="no PyTorch, no second opinion")
 
@@ -39,12 +40,6 @@ CASES = [
     ("Rprop", {"lr": 0.01, "etas": (0.3, 1.5), "step_sizes": (1e-3, 0.02)}),
 ]
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
-
-
-def gradient(w, t):
-    """Of a badly scaled quadratic with a ripple, so that moments of all sizes occur."""
-    scale = 10.0 ** np.linspace(-2, 1, w.size)
-    return 0.1 * scale * (w - 1) + np.sin(3 * w + t)
 
 
 @pytest.fixture

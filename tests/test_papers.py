@@ -1,0 +1,169 @@
+"""Rules that PyTorch does not have, against the algorithms of their papers, line by line."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from oracle import gradient
+
+
+def lion(w, g, s, t, lr=1e-4, b1=0.9, b2=0.99, wd=0.0):
+    """Chen et al. 2023, algorithm 2."""
+    m = s.get("m", 0 * w)
+    update = np.sign(b1 * m + (1 - b1) * g)
+    s["m"] = b2 * m + (1 - b2) * g
+    return w - lr * (update + wd * w)
+
+
+def adabelief(w, g, s, t, lr=1e-3, b1=0.9, b2=0.999, eps=1e-16, wd=0.0):
+    """Zhuang et al. 2020, algorithm 2."""
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    s["s"] = b2 * s.get("s", 0) + (1 - b2) * (g - s["m"]) ** 2 + eps
+    m_hat, s_hat = s["m"] / (1 - b1**t), s["s"] / (1 - b2**t)
+    return (1 - lr * wd) * w - lr * m_hat / (np.sqrt(s_hat) + eps)
+
+
+def yogi(w, g, s, t, lr=1e-2, b1=0.9, b2=0.999, eps=1e-3, start=1e-6, corrected=True):
+    """Zaheer et al. 2018, algorithm 2."""
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    v = s.get("v", start)
+    s["v"] = v - (1 - b2) * np.sign(v - g**2) * g**2
+    m_hat, v_hat = s["m"], s["v"]
+    if corrected:
+        m_hat, v_hat = m_hat / (1 - b1**t), v_hat / (1 - b2**t)
+    return w - lr * m_hat / (np.sqrt(v_hat) + eps)
+
+
+def ademamix(
+    w, g, s, t, lr=1e-3, b1=0.9, b2=0.999, b3=0.9999, eps=1e-8, alpha=5.0, warm_up=0, wd=0.0
+):
+    """Pagliardini et al. 2024, algorithm 1, with the schedulers of its section 3."""
+    if t < warm_up:
+        alpha *= t / warm_up
+        half_life = [math.log(0.5) / math.log(b) for b in (b1, b3)]
+        share = t / warm_up
+        b3 = 0.5 ** (1 / ((1 - share) * half_life[0] + share * half_life[1]))
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    s["n"] = b3 * s.get("n", 0) + (1 - b3) * g
+    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g**2
+    m_hat, v_hat = s["m"] / (1 - b1**t), s["v"] / (1 - b2**t)
+    return w - lr * ((m_hat + alpha * s["n"]) / (np.sqrt(v_hat) + eps) + wd * w)
+
+
+def adopt(w, g, s, t, lr=1e-3, b1=0.9, b2=0.9999, eps=1e-6, wd=0.0):
+    """Taniguchi et al. 2024, algorithm 2; its v_0 is the square of the first gradient."""
+    w = (1 - lr * wd) * w
+    if t == 1:
+        s["m"], s["v"] = 0 * w, g**2
+        return w
+    limit = (t - 1) ** 0.25
+    normed = np.clip(g / np.maximum(np.sqrt(s["v"]), eps), -limit, limit)
+    s["m"] = b1 * s["m"] + (1 - b1) * normed
+    s["v"] = b2 * s["v"] + (1 - b2) * g**2
+    return w - lr * s["m"]
+
+
+CASES = [
+    (gs.Lion, {"lr": 0.01}, lion, {}),
+    (gs.Lion, {"lr": 0.01, "betas": (0.7, 0.8), "weight_decay": 0.3}, lion,
+     {"b1": 0.7, "b2": 0.8, "wd": 0.3}),
+    (gs.AdaBelief, {"lr": 0.01}, adabelief, {}),
+    (gs.AdaBelief, {"lr": 0.01, "betas": (0.7, 0.8), "eps": 1e-3, "weight_decay": 0.3}, adabelief,
+     {"b1": 0.7, "b2": 0.8, "eps": 1e-3, "wd": 0.3}),
+    (gs.Yogi, {"lr": 0.01}, yogi, {}),
+    (gs.Yogi, {"lr": 0.01, "bias_correction": False, "initial_accumulator_value": 0.1}, yogi,
+     {"corrected": False, "start": 0.1}),
+    (gs.AdEMAMix, {"lr": 0.01}, ademamix, {}),
+    (gs.AdEMAMix, {"lr": 0.01, "alpha_warmup": 30, "beta3_warmup": 30, "weight_decay": 0.3},
+     ademamix, {"warm_up": 30, "wd": 0.3}),
+    (gs.AdEMAMix, {"lr": 0.01, "betas": (0.5, 0.8, 0.95), "alpha": 2.0}, ademamix,
+     {"b1": 0.5, "b2": 0.8, "b3": 0.95, "alpha": 2.0}),
+    (gs.ADOPT, {"lr": 0.01}, adopt, {}),
+    (gs.ADOPT, {"lr": 0.01, "betas": (0.5, 0.9), "eps": 0.1}, adopt,
+     {"b1": 0.5, "b2": 0.9, "eps": 0.1}),
+    (gs.ADOPT, {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True}, adopt,
+     {"wd": 0.3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "paper", "settings"),
+    CASES,
+    ids=[f"{cls.__name__}-{'-'.join(options)}" for cls, options, _, _ in CASES],
+)
+def test_fifty_steps(cls, options, paper, settings):
+    start = np.random.default_rng(0).standard_normal(37)
+    ours, theirs, state = start.copy(), start.copy(), {}
+    opt = cls(ours, **options)
+    for t in range(50):
+        opt.step(gradient(ours, t))
+        theirs = paper(theirs, gradient(theirs, t), state, t + 1, lr=0.01, **settings)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11)
+    assert abs(ours - start).max() > 1e-3
+
+
+def test_ademamix_begins_with_any_beta1():
+    """The half-life of beta1 = 0 is 0."""
+    w = np.ones(3)
+    opt = gs.AdEMAMix(w, betas=(0.0, 0.999, 0.9999), beta3_warmup=10)
+    for _ in range(12):
+        opt.step(np.ones(3))
+    assert np.isfinite(w).all()
+    np.testing.assert_array_equal(opt.state["n"][0] < 1, True)
+
+
+def test_nadam_goes_on_where_its_state_was_taken():
+    """The product of its momenta is part of it, and a skipped step leaves it."""
+    long, first = np.ones(3), np.ones(3)
+    whole, half = gs.NAdam(long), gs.NAdam(first, skip_nonfinite=True)
+    for t in range(6):
+        whole.step(gradient(long, t))
+    for t in range(3):
+        half.step(gradient(first, t))
+        half.step(np.full(3, np.nan))
+    second = first.copy()
+    rest = gs.NAdam(second)
+    rest.load_state_dict(half.state_dict())
+    for t in range(3, 6):
+        rest.step(gradient(second, t))
+    np.testing.assert_array_equal(second, long)
+    bad = half.state_dict()
+    bad["counters"]["mu_product"] = np.array([1.5])
+    with pytest.raises(ValueError, match=r"counter mu_product must be in \[0, 1\], got 1.5"):
+        rest.load_state_dict(bad)
+
+
+def test_asgd_averages_its_points():
+    w, points = np.array([1.0, -2.0]), []
+    opt = gs.ASGD(w, lr=0.1, t0=2)
+    for t in range(8):
+        opt.step(gradient(w, t))
+        points.append(w.copy())
+    np.testing.assert_allclose(opt.average(), np.mean(points[3:], axis=0), rtol=1e-14)
+    opt.average()[:] = 0
+    assert (opt.average() != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (gs.Rprop, {"etas": (0.5, 1.0)}, r"etas\[1\] must be above 1, got 1.0"),
+        (gs.Rprop, {"etas": (1.0, 1.2)}, r"etaminus must be in \[0, 1\), got 1.0"),
+        (gs.Rprop, {"step_sizes": (2.0, 1.0)}, "step_sizes must be the least and the largest"),
+        (gs.AdEMAMix, {"betas": (0.9, 0.999)}, r"betas must be three numbers, got \(0.9, 0.999\)"),
+        (gs.NAdam, {"momentum_decay": -1.0}, "momentum_decay must be at least 0"),
+        (gs.ASGD, {"lambd": -1.0}, "lambd must be at least 0"),
+        (
+            gs.Yogi,
+            {"initial_accumulator_value": -1.0},
+            "initial_accumulator_value must be at least",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(cls, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        cls(np.ones(3), **options)
