@@ -67,7 +67,53 @@ def adopt(w, g, s, t, lr=1e-3, b1=0.9, b2=0.9999, eps=1e-6, wd=0.0):
     return w - lr * s["m"]
 
 
+def ftrl(w, g, s, t, lr=0.1, beta=1.0, l1=0.0, l2=0.0):
+    """McMahan et al. 2013, algorithm 1."""
+    z, n = s.get("z", 0 * w), s.get("n", 0 * w)
+    sigma = (np.sqrt(n + g**2) - np.sqrt(n)) / lr
+    s["z"], s["n"] = z + g - sigma * w, n + g**2
+    solution = -(s["z"] - np.sign(s["z"]) * l1) / ((beta + np.sqrt(s["n"])) / lr + l2)
+    return np.where(np.abs(s["z"]) <= l1, 0.0, solution)
+
+
+def schedule_free(y, g, s, t, direction, lr, momentum, warm_up, r, power):
+    """Defazio et al. 2024: x and z are both kept, and the weights are those of their code."""
+    lr *= min(1, t / max(1, warm_up))
+    s["largest"] = max(s.get("largest", 0), lr)
+    weight = t**r * s["largest"] ** power
+    s["total"] = s.get("total", 0) + weight
+    c = weight / s["total"]
+    z, x = s.get("z", y), s.get("x", y)
+    s["z"] = z - lr * direction
+    s["x"] = (1 - c) * x + c * s["z"]
+    return (1 - momentum) * s["z"] + momentum * s["x"]
+
+
+def schedule_free_sgd(y, g, s, t, lr=1.0, momentum=0.9, wd=0.0, warm_up=0, r=0.0, power=2.0):
+    return schedule_free(y, g, s, t, g + wd * y, lr, momentum, warm_up, r, power)
+
+
+def schedule_free_adamw(
+    y, g, s, t, lr=0.0025, b1=0.9, b2=0.999, eps=1e-8, wd=0.0, warm_up=0, r=0.0, power=2.0
+):
+    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g**2
+    direction = g / (np.sqrt(s["v"] / (1 - b2**t)) + eps) + wd * y
+    return schedule_free(y, g, s, t, direction, lr, b1, warm_up, r, power)
+
+
 CASES = [
+    (gs.FTRL, {"lr": 0.01}, ftrl, {}),
+    (gs.FTRL, {"lr": 0.01, "beta": 0.3, "l1": 0.2, "l2": 0.4}, ftrl,
+     {"beta": 0.3, "l1": 0.2, "l2": 0.4}),
+    (gs.ScheduleFreeSGD, {"lr": 0.01}, schedule_free_sgd, {}),
+    (gs.ScheduleFreeSGD,
+     {"lr": 0.01, "momentum": 0.6, "weight_decay": 0.1, "warmup_steps": 9, "r": 1.5,
+      "weight_lr_power": 1.0},
+     schedule_free_sgd, {"momentum": 0.6, "wd": 0.1, "warm_up": 9, "r": 1.5, "power": 1.0}),
+    (gs.ScheduleFreeAdamW, {"lr": 0.01}, schedule_free_adamw, {}),
+    (gs.ScheduleFreeAdamW,
+     {"lr": 0.01, "betas": (0.7, 0.9), "weight_decay": 0.1, "warmup_steps": 9},
+     schedule_free_adamw, {"b1": 0.7, "b2": 0.9, "wd": 0.1, "warm_up": 9}),
     (gs.Lion, {"lr": 0.01}, lion, {}),
     (gs.Lion, {"lr": 0.01, "betas": (0.7, 0.8), "weight_decay": 0.3}, lion,
      {"b1": 0.7, "b2": 0.8, "wd": 0.3}),
@@ -137,6 +183,45 @@ def test_nadam_goes_on_where_its_state_was_taken():
         rest.load_state_dict(bad)
 
 
+@pytest.mark.parametrize("cls", [gs.ScheduleFreeSGD, gs.ScheduleFreeAdamW])
+def test_schedule_free_points(cls, tmp_path):
+    """eval() is at x, the mean of the z; train() is back at y, and steps ask for it."""
+    y, base = np.array([1.0, -2.0, 0.5]), []
+    opt = cls(y, lr=0.05, weight_decay=0.1)
+    opt.eval()
+    np.testing.assert_array_equal(y, [1.0, -2.0, 0.5])  # no step, no mean
+    opt.train()
+    for t in range(8):
+        opt.step(gradient(y, t))
+        base.append(opt.state["z"].copy())
+    before = y.copy()
+    opt.eval()
+    opt.eval()
+    np.testing.assert_allclose(y, np.mean(base, axis=0), rtol=1e-13)
+    with pytest.raises(RuntimeError, match=r"call train\(\) before the next step"):
+        opt.step(np.ones(3))
+    opt.save(tmp_path / "at the mean.npz")
+    opt.train()
+    np.testing.assert_allclose(y, before, rtol=1e-13)
+    again = cls(np.zeros(3), lr=0.05, weight_decay=0.1)
+    again.load(tmp_path / "at the mean.npz")
+    with pytest.raises(RuntimeError, match="train"):
+        again.step(np.ones(3))
+    again.train()
+    np.testing.assert_array_equal(again.params, y)
+    for one in (opt, again):
+        one.step(np.ones(3))
+    np.testing.assert_array_equal(again.params, y)
+
+
+def test_ftrl_has_weights_of_0():
+    w = np.zeros(4)
+    opt = gs.FTRL(w, l1=1.0)
+    for _ in range(5):
+        opt.step(np.array([0.1, -0.1, 1.0, -1.0]))
+    np.testing.assert_array_equal(w == 0, [True, True, False, False])
+
+
 def test_asgd_averages_its_points():
     w, points = np.array([1.0, -2.0]), []
     opt = gs.ASGD(w, lr=0.1, t0=2)
@@ -156,6 +241,11 @@ def test_asgd_averages_its_points():
         (gs.Rprop, {"step_sizes": (2.0, 1.0)}, "step_sizes must be the least and the largest"),
         (gs.AdEMAMix, {"betas": (0.9, 0.999)}, r"betas must be three numbers, got \(0.9, 0.999\)"),
         (gs.NAdam, {"momentum_decay": -1.0}, "momentum_decay must be at least 0"),
+        (gs.FTRL, {"lr": 0.0}, "lr must be above 0"),
+        (gs.ScheduleFreeSGD, {"momentum": 0.0}, "momentum must be above 0"),
+        (gs.ScheduleFreeAdamW, {"betas": (0.0, 0.9)}, "beta1 must be above 0"),
+        (gs.ScheduleFreeSGD, {"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        (gs.ScheduleFreeSGD, {"r": -1.0}, "r must be at least 0"),
         (gs.ASGD, {"lambd": -1.0}, "lambd must be at least 0"),
         (
             gs.Yogi,

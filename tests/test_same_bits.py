@@ -109,6 +109,8 @@ def test_many_arrays_are_one(rule, level):
             assert_same_bits(a, b)
 
 
+# Rules that divide by the learning rate take no 0.
+POSITIVE_LR = {"ftrl"}
 # Numbers of float32, because a range must hold after rounding too.
 fraction = st.floats(0, 1, exclude_max=True, width=32)
 finite_hyper = {
@@ -130,6 +132,10 @@ finite_hyper = {
     "step_min": st.floats(0, 1, width=32),
     "step_max": st.floats(2**-20, 1024, width=32),
     "lambd": st.floats(0, 1, width=32),
+    "l2": st.floats(0, 1024, width=32),
+    "beta": st.floats(0, 1, exclude_max=True, width=32),
+    "share": st.floats(0, 1, width=32),
+    "decay": st.floats(0, 8, width=32),
     "t0": st.integers(0, 10**6).map(float),
 }
 
@@ -145,8 +151,9 @@ def test_any_numbers(rule, dtype, data):
         data.draw(nps.arrays(dtype, size, elements=nps.from_dtype(np.dtype(dtype))), name)
         for name in ("w", "g", *RULES[rule].states)
     ]
+    strategies = finite_hyper | ({"lr": finite_hyper["eps"]} if rule in POSITIVE_LR else {})
     hyper = {
-        name: data.draw(finite_hyper.get(name, fraction), name)
+        name: data.draw(strategies.get(name, fraction), name)
         for name in RULES[rule].hyperparameters
     }
     t = data.draw(st.integers(1, 2**40), "t")

@@ -23,6 +23,7 @@ __all__ = [  # noqa: RUF022 - in the order of this file
     "Yogi",
     "AdEMAMix",
     "ADOPT",
+    "FTRL",
 ]
 
 
@@ -472,6 +473,59 @@ class ADOPT(Optimizer):
             _decoupled("adopt", decoupled_weight_decay),
             lr=lr,
             hyper={"beta1": beta1, "beta2": beta2, "eps": eps},
+            weight_decay=weight_decay,
+            **options,
+        )
+
+
+class FTRL(Optimizer):
+    r"""FTRL-Proximal: Adagrad's rates, and weights that are exactly 0 where little speaks for them.
+
+    ```
+    sigma = (sqrt(n + g g) - sqrt(n)) / lr
+    z = z + g - sigma w
+    n = n + g g
+    w = 0  where |z| <= l1,  else  -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2)
+    ```
+
+    The weights follow from `z` and `n` alone: what they were before the first step counts for
+    nothing but `sigma w`.
+
+    Args:
+        lr: above 0, default 0.1; the paper's alpha.
+        beta: at least 0, default 1.
+        l1: at least 0, default 0.
+        l2: at least 0, default 0.
+
+    Example:
+        >>> import numpy as np, gradstep as gs
+        >>> w = np.zeros(3)
+        >>> gs.FTRL(w, l1=0.5).step(np.array([0.1, 1.0, -3.0]))
+        >>> w
+        array([ 0.    , -0.025 ,  0.0625])
+
+    References:
+        McMahan et al., Ad click prediction: a view from the trenches, 2013, algorithm 1.
+    """
+
+    rules = ("ftrl",)
+
+    def __init__(
+        self,
+        params: Arrays,
+        lr: LearningRate = 0.1,
+        beta: float = 1.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        weight_decay: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            "ftrl",
+            lr=lr,
+            hyper={"beta": beta, "l1": l1, "l2": l2},
             weight_decay=weight_decay,
             **options,
         )

@@ -282,7 +282,7 @@ class Optimizer:
             row: the row to update, where a state has rows.
             late: hyper-parameters that are known only now.
         """
-        hyper = {**self._hyper, **late, "lr": self.current_lr}
+        hyper = {**self._hyper, "lr": self.current_lr, **late}
         values = [hyper[name] for name in self._hyper_names]
         return t, values, hyper["weight_decay"], self._settings["maximize"], row
 

@@ -238,6 +238,17 @@ def adopt(
     v[...] = beta2 * v + (1 - beta2) * (g * g)
 
 
+def ftrl(
+    w: Array, g: Array, z: Array, n: Array, *, t: int, lr: float, beta: float, l1: float, l2: float
+) -> None:
+    inverse, threshold = 1 / lr, w.dtype.type(l1)
+    before = np.sqrt(n)
+    n += g * g
+    z += g - inverse * (np.sqrt(n) - before) * w
+    beyond = z - np.where(z > threshold, threshold, np.where(z < -threshold, -threshold, z))
+    w[...] = np.where(beyond == 0, 0, -(beyond / (inverse * np.sqrt(n) + (beta * inverse + l2))))
+
+
 def rprop(
     w: Array, g: Array, prev: Array, step_size: Array, *, t: int, lr: float,
     etaminus: float, etaplus: float, step_min: float, step_max: float,
@@ -263,6 +274,24 @@ def asgd(
     eta = lr / float(_core.power(1 + lambd * lr * (t - 1), alpha))
     w[...] = (1 - lambd * eta) * w - eta * g
     ax[...] = ax + (w - ax) * (1 / (t - 1 - t0)) if t - 1 - t0 > 1 else w
+
+
+def schedule_free_sgd(
+    w: Array, g: Array, z: Array, *, t: int, lr: float, momentum: float, share: float
+) -> None:
+    if t == 1:
+        z[...] = w
+    w[...] = (w + share * (z - w)) - lr * (1 - momentum * (1 - share)) * g
+    z -= lr * g
+
+
+def schedule_free_adamw(
+    w: Array, g: Array, z: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float, share: float, decay: float,
+) -> None:  # fmt: skip
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    direction = g / (np.sqrt(v) * (1 / math.sqrt(1 - power(beta2, t))) + eps) + decay * w
+    schedule_free_sgd(w, direction, z, t=t, lr=lr, momentum=beta1, share=share)
 
 
 def window_sag(w: Array, g: Array, d: Array, y: Array, *, t: int, lr: float, seen: float) -> None:
@@ -333,9 +362,12 @@ RULES: Mapping[str, Callable[..., None]] = {
     "ademamix": ademamix,
     "adopt": adopt,
     "adopt_decoupled": adopt,
+    "ftrl": ftrl,
     "rprop": rprop,
     "lion": lion,
     "asgd": asgd,
+    "schedule_free_sgd": schedule_free_sgd,
+    "schedule_free_adamw": schedule_free_adamw,
     "window_sag": window_sag,
     "sag": sag,
     "saga": saga,

@@ -269,8 +269,43 @@ struct ADOPTDecoupled : ADOPT<T> {
   using ADOPT<T>::ADOPT;
 };
 
+// FTRL-Proximal (McMahan et al. 2013, algorithm 1): Adagrad's rate for each coordinate, and weights that are 0 where
+// the sum of their gradients does not outweigh l1. The weights follow from z and n alone.
+//   sigma = (sqrt(n + g g) - sqrt(n)) / lr
+//   z = z + g - sigma w
+//   n = n + g g
+//   w = 0 where |z| <= l1, else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2)
+template <class T>
+struct FTRL {
+  struct Hyper {
+    double lr, beta, l1, l2;
+  };
+  static constexpr Spec spec{"ftrl",
+                             {{"lr", Range::positive},
+                              {"beta", Range::non_negative},
+                              {"l1", Range::non_negative},
+                              {"l2", Range::non_negative}},
+                             {"z", "n"}};
+
+  T inverse, l1, steady;
+
+  FTRL(const Hyper& h, std::int64_t) : inverse(T(1 / h.lr)), l1(T(h.l1)), steady(T(h.beta * (1 / h.lr) + h.l2)) {}
+
+  void operator()(T& w, T g, T& z, T& n) const {
+    const T before = root(n);
+    n = n + g * g;
+    const T after = root(n);
+    z = z + (g - inverse * (after - before) * w);
+    T kept = z;  // NaN stays NaN
+    kept = kept > l1 ? l1 : kept;
+    kept = kept < -l1 ? -l1 : kept;
+    const T beyond = z - kept;
+    w = beyond == 0 ? T(0) : -(beyond / (inverse * after + steady));
+  }
+};
+
 using AdaptiveRules = List<Adamax, NAdam, NAdamDecoupled, RAdam, RAdamDecoupled, Adadelta, AdaBelief, Yogi, AdEMAMix,
-                           ADOPT, ADOPTDecoupled>;
+                           ADOPT, ADOPTDecoupled, FTRL>;
 
 }  // namespace
 }  // namespace gradstep::GRADSTEP_LEVEL
