@@ -3,6 +3,7 @@
 from . import finite_sums, functional, losses, optimizers, reference, schedules
 from ._core import __version__
 from ._memory import Arena, flatten
+from .embedding import get_cmake_dir, get_include, get_library
 from .finite_sums import *  # noqa: F403 - the classes, as below
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
@@ -16,6 +17,9 @@ __all__ = [
     "batches",
     "flatten",
     "functional",
+    "get_cmake_dir",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "info",
     "losses",

@@ -28,10 +28,10 @@ extern "C" {
 
 typedef enum gradstep_status {
   GRADSTEP_OK = 0,
-  GRADSTEP_INVALID = 1,     /* an argument, or a variable of the environment */
-  GRADSTEP_NONFINITE = 2,   /* gradients that cannot be clipped: NaN, infinity, or a norm beyond float64 */
+  GRADSTEP_INVALID = 1,   /* an argument, or a variable of the environment */
+  GRADSTEP_NONFINITE = 2, /* gradients that cannot be clipped: NaN, infinity, or a norm beyond float64 */
   GRADSTEP_NO_MEMORY = 3,
-  GRADSTEP_FAILED = 4       /* the system refused something else, such as a thread */
+  GRADSTEP_FAILED = 4 /* the system refused something else, such as a thread */
 } gradstep_status;
 
 /* Why the last call of this thread that failed did so; "" if none did. It stays until the next one fails. */
@@ -105,7 +105,7 @@ typedef struct gradstep_scalars {
 } gradstep_scalars;
 
 #define GRADSTEP_SCALARS(t, hyper, hyper_count) \
-  { sizeof(gradstep_scalars), sizeof(gradstep_array), (t), (hyper), (hyper_count), 0, 1, NULL, NULL, 0, 0, 0, 0 }
+  {sizeof(gradstep_scalars), sizeof(gradstep_array), (t), (hyper), (hyper_count), 0, 1, NULL, NULL, 0, 0, 0, 0}
 
 /* What a step tells. */
 typedef struct gradstep_result {
@@ -115,8 +115,7 @@ typedef struct gradstep_result {
   int32_t skipped;
 } gradstep_result;
 
-#define GRADSTEP_RESULT \
-  { sizeof(gradstep_result), 0, 0, 0 }
+#define GRADSTEP_RESULT {sizeof(gradstep_result), 0, 0, 0}
 
 /* Updates everything once, or fails and changes nothing. `result` may be null.
  *
