@@ -16,7 +16,7 @@ int main(void) {
   for (i = 0; i < SIZE; ++i) w[i] = (float)(-1 + i * (2.0 / (SIZE - 1)));
   w[SIZE - 1] = 1;
   for (t = 1; t <= 10; ++t) {
-    gradstep_scalars scalars = GRADSTEP_SCALARS(t, hyper, 5);
+    gradstep_scalars scalars = gradstep_scalars_of(t, hyper, 5);
     for (i = 0; i < SIZE; ++i) g[i] = w[i] * 0.5f;
     if (gradstep_step(rule, &array, 1, &scalars, &result) != GRADSTEP_OK) {
       puts(gradstep_last_error());

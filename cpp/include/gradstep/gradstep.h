@@ -3,7 +3,7 @@
  *   const gradstep_rule* adam = gradstep_find_rule("adam");
  *   const double hyper[] = {1e-3, 0.9, 0.999, 1e-8, 1};    // lr, beta1, beta2, eps, bias_correction
  *   gradstep_array w = {param, grad, {m, v}, size, GRADSTEP_FLOAT32, 0};
- *   gradstep_scalars scalars = GRADSTEP_SCALARS(t, hyper, 5);
+ *   gradstep_scalars scalars = gradstep_scalars_of(t, hyper, 5);
  *   if (gradstep_step(adam, &w, 1, &scalars, NULL) != GRADSTEP_OK) puts(gradstep_last_error());
  *
  * The same kernels as Python's, with the same bits. Nothing here prints, aborts or throws; a call that fails has
@@ -104,8 +104,12 @@ typedef struct gradstep_scalars {
   int32_t flush_denormals; /* denormal numbers count as 0 inside the step */
 } gradstep_scalars;
 
-#define GRADSTEP_SCALARS(t, hyper, hyper_count) \
-  {sizeof(gradstep_scalars), sizeof(gradstep_array), (t), (hyper), (hyper_count), 0, 1, NULL, NULL, 0, 0, 0, 0}
+/* Those of a plain step. */
+static inline gradstep_scalars gradstep_scalars_of(int64_t t, const double* hyper, int64_t hyper_count) {
+  gradstep_scalars scalars = {
+      sizeof(gradstep_scalars), sizeof(gradstep_array), t, hyper, hyper_count, 0, 1, NULL, NULL, 0, 0, 0, 0};
+  return scalars;
+}
 
 /* What a step tells. */
 typedef struct gradstep_result {

@@ -160,7 +160,7 @@ class Optimizer {
   }
 
   gradstep_scalars scalars_of(const std::vector<double>& values, std::int64_t t) const {
-    gradstep_scalars scalars = GRADSTEP_SCALARS(t, values.data(), static_cast<std::int64_t>(values.size()));
+    gradstep_scalars scalars = gradstep_scalars_of(t, values.data(), static_cast<std::int64_t>(values.size()));
     scalars.weight_decay = options_.weight_decay;
     scalars.maximize = options_.maximize;
     scalars.skip_nonfinite = options_.skip_nonfinite;
