@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import re
 import shutil
@@ -599,6 +600,15 @@ def test_versions():
     assert f"#define GRADSTEP_ABI_VERSION {lib.gradstep_abi_version()}\n" in header
 
 
+@pytest.mark.parametrize("what", ["include", "library", "cmake-dir"])
+def test_the_command_tells_the_places_in_one_line(what):
+    command = [sys.executable, "-m", "gradstep", f"--{what}"]
+    narrow = {**os.environ, "COLUMNS": "20"}
+    told = subprocess.run(command, env=narrow, capture_output=True, text=True, check=True).stdout
+    assert told == getattr(gs, f"get_{what.replace('-', '_')}")() + "\n"
+    assert Path(told.strip()).exists()
+
+
 def test_threads_have_steps_and_messages_of_their_own():
     failures = []
 
@@ -713,7 +723,7 @@ def test_a_program_in_cpp17(tmp_path):
     np.testing.assert_array_equal(np.array(out.split(), np.float64), np.concatenate([a, b]))
 
 
-def test_the_c_header_is_cpp_too(tmp_path):
+def test_a_program_in_cpp11_takes_the_c_header(tmp_path):
     source = tmp_path / "version.cpp"
     source.write_text(
         "#include <gradstep/gradstep.h>\n#include <cstdio>\n"
