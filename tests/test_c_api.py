@@ -358,6 +358,10 @@ BAD_CALLS = {
         "clip_value must be above 0 and finite, got inf",
     ),
     "scalars_size": ({"scalars_size": 8}, "scalars->scalars_size must be at least 88, got 8"),
+    "scalars_size unset": (
+        {"scalars_size": 2**64 - 2},
+        "scalars->scalars_size must be at most 4096, got 9223372036854775807",
+    ),
     "array_size": ({"array_size": 56}, "scalars->array_size must be at least 64, got 56"),
     "odd array_size": ({"array_size": 65}, "scalars->array_size must be sizeof(gradstep_array)"),
     "count": ({"count": -1}, "count must be at least 0, got -1"),
@@ -731,3 +735,39 @@ def test_a_program_in_cpp11_takes_the_c_header(tmp_path):
     )
     out = compile_and_run(tmp_path, "c++", source, "-std=c++11")
     assert out.strip() == gs.__version__
+
+
+def page(language: str) -> str:
+    """The code of docs/embedding.md in a language."""
+    text = (HERE.parent / "docs" / "embedding.md").read_text(encoding="utf-8")
+    found = re.search(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_a_program_of_the_page_in_c(tmp_path):
+    include, _, body = page("c").partition("\n")
+    source = tmp_path / "page.c"
+    source.write_text(
+        f"{include}\n#include <stdio.h>\nint main(void) {{\n"
+        "float param[8] = {0}, grad[8] = {1}, m[8] = {0}, v[8] = {0};\n"
+        f"const int64_t t = 1, size = 8;\n{body}\n"
+        'return printf("%.9g %.9g", param[0], param[1]) < 0;\n}\n'
+    )
+    out = compile_and_run(tmp_path, "cc", source, "-std=c99")
+    w = np.zeros(8, np.float32)
+    gs.Adam(w, lr=1e-3, weight_decay=0.01).step(np.eye(8, dtype=np.float32)[0])
+    np.testing.assert_array_equal(np.array(out.split(), np.float32), w[:2])
+
+
+def test_a_program_of_the_page_in_cpp(tmp_path):
+    source = tmp_path / "page.cpp"
+    source.write_text(
+        "#include <cstdio>\n#include <gradstep/gradstep.hpp>\nint main() {\n"
+        f"std::vector<float> weights(8), gradient(8, 1.0f);\n{page('cpp')}\n"
+        'return std::printf("%.9g", weights[0]) < 0;\n}\n'
+    )
+    out = compile_and_run(tmp_path, "c++", source, "-std=c++17")
+    w = np.zeros(8, np.float32)
+    gs.Adam(w, lr=1e-3).step(np.ones(8, np.float32))
+    assert np.float32(out) == w[0]

@@ -84,13 +84,11 @@ print(*weights, *losses[::100], losses[-1])
     w = np.zeros(3)
     opt = gs.Adam(w, lr=0.05)
     for _ in range(300):
-        error = np.full(30, w[2]) - target
-        for k in range(2):
-            error += w[k] * x[:, k]
-        gradient = np.array([np.cumsum(error * x[:, k])[-1] for k in range(2)] + [0.0])
-        gradient[2] = np.cumsum(error)[-1]
+        error = w[2] - target + w[0] * x[:, 0] + w[1] * x[:, 1]
+        products = np.column_stack([error * x[:, 0], error * x[:, 1], error])
+        gradient = np.cumsum(products, axis=0)[-1]  # added in the order of the loop
         opt.step(gradient, grad_scale=1 / 30, clip_norm=10.0)
-    np.testing.assert_allclose(told[:3], w, rtol=1e-9)  # its own compiler's flags are its own
+    np.testing.assert_array_equal(told[:3], w)
     assert told[3:] == sorted(told[3:], reverse=True)
 
 
