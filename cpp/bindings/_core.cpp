@@ -148,7 +148,7 @@ Arrays items(const py::object& sequence) {
 
 // Checks the arrays of a Plan before its states exist.
 void check_params(const Arrays& params, const std::string& noun, const std::vector<std::string>& suffixes) {
-  Claims claims;
+  Claims<> claims;
   for (std::size_t i = 0; i < params.size(); ++i)
     claims.add(check_writeable_memory(params[i], Label{noun, suffixes[i]}), Label{noun, suffixes[i]});
   claims.sort_and_check();
@@ -297,7 +297,7 @@ class Plan {
   Arrays check_grads(const py::object& sequence, bool zero_grad) {
     Arrays grads = gradients(sequence, 1, &Slot::grad, zero_grad);
     if (zero_grad && !grads_apart_) {
-      Claims written;
+      Claims<> written;
       for (std::size_t i = 0; i < grads.size(); ++i) written.add(slots_[i].grad, label(1, i));
       try {
         written.sort_and_check();
@@ -507,7 +507,7 @@ class Plan {
 
   // A second gradient may be the first one itself, which is read at the same moment.
   void check_second_apart() const {
-    Claims cleared;
+    Claims<> cleared;
     for (std::size_t i = 0; i < slots_.size(); ++i) cleared.add(slots_[i].grad, label(1, i));
     cleared.sort_and_check();
     for (std::size_t i = 0; i < slots_.size(); ++i)
@@ -520,7 +520,7 @@ class Plan {
   std::vector<State> states_;
   std::vector<Job> jobs_;  // one per slot
   Constants float32_, float64_;
-  Claims claims_;
+  Claims<> claims_;
   bool skip_nonfinite_, refuse_nonfinite_;
   Denormals denormals_;
   std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
@@ -547,7 +547,7 @@ void run_streams(const Arrays& written, const py::object& read) {
                           std::to_string(written.size()));
   const std::string written_noun = "written", read_noun = "read", no_suffix;
   const Memory grad = check_memory(read, Label{read_noun, no_suffix});
-  Claims claims;
+  Claims<> claims;
   claims.add(grad, read_noun);
   Buffers buffers{nullptr, grad.data(), {}};
   for (std::size_t i = 0; i < written.size(); ++i) {

@@ -124,6 +124,19 @@ struct Array {
   std::string name() const { return "arrays[" + std::to_string(place) + "]"; }
 };
 
+/// What messages call a part of an array.
+struct PartName {
+  const Spec* spec;
+  std::int64_t place;
+  int part;
+
+  operator std::string() const {
+    const std::string array = "arrays[" + std::to_string(place) + "]";
+    if (part < 2) return array + (part == 0 ? ".param" : ".grad");
+    return array + ".states[" + std::to_string(part - 2) + "] (" + spec->states[part - 2] + ")";
+  }
+};
+
 /// The arguments of a step, checked.
 class Call {
  public:
@@ -143,7 +156,7 @@ class Call {
 
   /// That no two arrays overlap.
   void check_all_apart() {
-    Claims claims;
+    Claims<PartName> claims;
     for (std::int64_t i = 0; i < count_; ++i) claim(claims, array(i));
     claims.sort_and_check();
     for (std::int64_t i = 0; i < count_; ++i) check_free(claims, array(i));
@@ -180,8 +193,8 @@ class Call {
     const Outcome outcome =
         take_step(batch, table, rule_, step, treatment_, skips, looks_at_second ? second.data() : nullptr);
     if (!outcome.usable && !skips)
-      throw std::domain_error(why_unusable(
-          outcome.norm, label(array(std::max<std::int64_t>(outcome.norm.culprit, 0)), 1), "grads", treatment_));
+      throw std::domain_error(
+          why_unusable(outcome.norm, name(std::max<std::int64_t>(outcome.norm.culprit, 0), 1), "grads", treatment_));
     if (!result) return;
     result->grad_norm = outcome.norm.value;
     result->clipped = outcome.clipped;
@@ -208,11 +221,7 @@ class Call {
     return array;
   }
 
-  // What messages call a part of an array.
-  std::string label(const Array& array, int part) const {
-    if (part < 2) return array.name() + (part == 0 ? ".param" : ".grad");
-    return array.name() + ".states[" + std::to_string(part - 2) + "] (" + spec_.states[part - 2] + ")";
-  }
+  PartName name(std::int64_t i, int part) const { return {&spec_, i, part}; }
 
   bool is_written(int part) const {
     return part == 1 ? treatment_.zero_grad : part == 0 || !is_gradient(spec_, part - 2);
@@ -268,11 +277,11 @@ class Call {
 
   [[noreturn]] void tell_misfit(const Array& array) const {
     for (int part = 0; part < parts_; ++part) {
-      const auto got = ", got address " + std::to_string(array.address(part));
-      if (array.given.size > 0) check_not_null(array.parts[part], label(array, part).c_str());
+      const std::string name = this->name(array.place, part);
+      if (array.given.size > 0) check_not_null(array.parts[part], name.c_str());
       if (array.address(part) % static_cast<std::uintptr_t>(array.item_size()) != 0)
-        throw std::invalid_argument(label(array, part) + " must be aligned to its " +
-                                    std::to_string(array.item_size()) + "-byte elements" + got);
+        throw std::invalid_argument(name + " must be aligned to its " + std::to_string(array.item_size()) +
+                                    "-byte elements, got address " + std::to_string(array.address(part)));
     }
     throw std::invalid_argument(array.name() + ".size is " + std::to_string(array.given.size) +
                                 ", which goes beyond the memory that addresses reach");
@@ -280,20 +289,20 @@ class Call {
 
   // Throws, unless all that overlaps is only read.
   void tell_overlap(const Array& array) const {
-    Claims claims;
+    Claims<PartName> claims;
     claim(claims, array);
     claims.sort_and_check();
     check_free(claims, array);
   }
 
-  void claim(Claims& claims, const Array& array) const {
+  void claim(Claims<PartName>& claims, const Array& array) const {
     for (int part = 0; part < parts_; ++part)
-      if (is_written(part)) claims.add(array.memory(part), label(array, part));
+      if (is_written(part)) claims.add(array.memory(part), name(array.place, part));
   }
 
-  void check_free(const Claims& claims, const Array& array) const {
+  void check_free(const Claims<PartName>& claims, const Array& array) const {
     for (int part = 0; part < parts_; ++part)
-      if (!is_written(part)) claims.check_free(array.memory(part), label(array, part));
+      if (!is_written(part)) claims.check_free(array.memory(part), name(array.place, part));
   }
 
   void check_scalars() {
