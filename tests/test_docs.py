@@ -45,7 +45,12 @@ def test_links_lead_somewhere(page):
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.name)
+#: Those that need more than gradstep are tested in test_examples.py.
+NEEDY = ("numba_loop.py",)
+EXAMPLES = [path for path in sorted(ROOT.glob("examples/*.py")) if path.name not in NEEDY]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples(path):
     done = subprocess.run(
         [sys.executable, path], capture_output=True, text=True, timeout=100, check=False

@@ -14,6 +14,7 @@ import subprocess
 
 import pytest
 
+import gradstep as gs
 from gradstep import _core
 from oracle import RULES
 
@@ -41,7 +42,7 @@ FUSED = re.compile(r"^vfn?m(add|sub)")
 def functions() -> dict[str, list[tuple[str, str]]]:
     """Each function's instructions, as (name, operands)."""
     listing = subprocess.run(
-        ["objdump", "-d", "-C", "--no-show-raw-insn", "-w", _core.__file__],
+        ["objdump", "-d", "-C", "--no-show-raw-insn", "-w", gs.get_library()],
         check=True,
         capture_output=True,
         text=True,
@@ -151,7 +152,7 @@ def test_no_level_calls_code_outside_its_namespace():
 def test_all_that_a_level_shares_is_its_table():
     """Everything else of it is in an anonymous namespace, which the linker cannot merge."""
     listing = subprocess.run(
-        ["nm", "-C", _core.__file__], check=True, capture_output=True, text=True
+        ["nm", "-C", gs.get_library()], check=True, capture_output=True, text=True
     ).stdout
     names = re.findall(r"^[0-9a-f]* +\w (.*)$", listing, re.MULTILINE)
     of_levels = [name for name in names if re.search(r"gradstep::(x86_64|baseline)", name)]

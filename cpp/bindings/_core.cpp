@@ -3,6 +3,7 @@
 // A Plan checks everything that can be wrong before the first write, so that a call that raises has changed nothing.
 // Python has checked the structure of the arguments (optimizers.py) and gives every array a label for the messages.
 
+#include <gradstep/gradstep.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -18,9 +19,12 @@
 #include <utility>
 #include <vector>
 
+#include "checks.hpp"
+#include "claims.hpp"
 #include "finite_sum.hpp"
 #include "levels.hpp"
 #include "math.hpp"
+#include "step.hpp"
 #include "threads.hpp"
 
 namespace py = pybind11;
@@ -41,98 +45,20 @@ struct Label {
 std::string operator+(const Label& label, const std::string& rest) { return std::string(label) + rest; }
 std::string operator+(const std::string& start, const Label& label) { return start + std::string(label); }
 
-// The place of a rule in the table of every level.
-int find_rule(const std::string& name) {
-  const Table& table = baseline::table();
-  for (int i = 0; i < table.size; ++i)
-    if (name == table.entries[i].spec.name) return i;
-  throw py::key_error(name);
-}
-
-int hyper_count(const Spec& spec) {
-  return static_cast<int>(std::find_if(spec.hyper, spec.hyper + max_hyper, [](Hyper h) { return !h.name; }) -
-                          spec.hyper);
-}
-
-int state_count(const Spec& spec) {
-  return static_cast<int>(std::find(spec.states, spec.states + max_states, nullptr) - spec.states);
-}
-
-// Hyper-parameters ----------------------------------------------------------------------------------------------------
-
-bool within(Range range, double x) {
-  switch (range) {
-    case Range::non_negative: return x >= 0;
-    case Range::positive: return x > 0;
-    case Range::below_one: return x >= 0 && x < 1;
-    case Range::up_to_one: return x >= 0 && x <= 1;
-    case Range::flag: return x == 0 || x == 1;
-  }
-  return false;
-}
-
-const char* describe(Range range) {
-  switch (range) {
-    case Range::non_negative: return "at least 0 and finite";
-    case Range::positive: return "above 0 and finite";
-    case Range::below_one: return "in [0, 1)";
-    case Range::up_to_one: return "in [0, 1]";
-    case Range::flag: return "True or False";
-  }
-  return "";
-}
-
-void check_hyper(Hyper hyper, double x, bool single_precision) {
-  const auto valid = [&](double value) { return std::isfinite(value) && within(hyper.range, value); };
-  if (!valid(x))
-    throw py::value_error(std::string(hyper.name) + " must be " + describe(hyper.range) + ", got " +
-                          text(py::float_(x)));
-  const auto rounded = static_cast<float>(x);
-  if (single_precision && !valid(rounded))
-    throw py::value_error(std::string(hyper.name) + " must be " + describe(hyper.range) +
-                          " in float32 too, which rounds " + text(py::float_(x)) + " to " + text(py::float_(rounded)));
-}
-
-constexpr Hyper weight_decay_hyper{"weight_decay", Range::non_negative};
-constexpr Hyper grad_scale_hyper{"grad_scale", Range::positive};
-constexpr Hyper clip_value_hyper{"clip_value", Range::positive};
-
-void check_hypers(const Spec& spec, const std::vector<double>& values, double weight_decay, bool single_precision) {
-  const int count = hyper_count(spec);
-  if (values.size() != static_cast<std::size_t>(count))
-    throw py::value_error(std::string(spec.name) + " takes " + std::to_string(count) + " hyper-parameters, got " +
-                          std::to_string(values.size()));
-  for (int i = 0; i < count; ++i) check_hyper(spec.hyper[i], values[static_cast<std::size_t>(i)], single_precision);
-  check_hyper(weight_decay_hyper, weight_decay, single_precision);
-}
-
-// Infinity only measures.
-void check_clip_norm(double x) {
-  if (!(x > 0)) throw py::value_error("clip_norm must be above 0, got " + text(py::float_(x)));
+int rule_named(const std::string& name) {
+  const int rule = find_rule(name.c_str());
+  if (rule < 0) throw py::key_error(name);
+  return rule;
 }
 
 void check_hyper_by_name(const Spec& spec, const std::string& name, double x, bool single_precision) {
   const FloatMode mode(Denormals::keep);
-  if (name == weight_decay_hyper.name) return check_hyper(weight_decay_hyper, x, single_precision);
-  for (const Hyper* hyper = spec.hyper; hyper != spec.hyper + hyper_count(spec); ++hyper)
-    if (name == hyper->name) return check_hyper(*hyper, x, single_precision);
-  throw py::key_error(std::string(spec.name) + " has no hyper-parameter " + name);
+  const Hyper* hyper = find_hyper(spec, name);
+  if (!hyper) throw py::key_error(std::string(spec.name) + " has no hyper-parameter " + name);
+  check_hyper(*hyper, x, single_precision);
 }
 
 // Memory --------------------------------------------------------------------------------------------------------------
-
-struct Memory {
-  std::uintptr_t begin;
-  std::int64_t size;  // elements
-  bool single_precision;
-
-  std::int64_t item_size() const { return single_precision ? 4 : 8; }
-  std::uintptr_t end() const { return begin + static_cast<std::uintptr_t>(size * item_size()); }
-  char* data() const { return reinterpret_cast<char*>(begin); }
-  bool operator==(const Memory& other) const {
-    return begin == other.begin && size == other.size && single_precision == other.single_precision;
-  }
-};
 
 std::string shape_text(const py::array& array) { return text(array.attr("shape")); }
 
@@ -204,39 +130,6 @@ void check_same_shape(const py::array& array, const Label& label, const py::arra
                           shape_text(array));
 }
 
-// The memory that steps write to, sorted, so that an array that overlaps it is found quickly.
-class Claims {
- public:
-  void add(const Memory& memory, std::string label) {
-    if (memory.size > 0) claims_.push_back({memory, std::move(label)});
-  }
-
-  void sort_and_check() {
-    std::sort(claims_.begin(), claims_.end(),
-              [](const Claim& a, const Claim& b) { return a.memory.begin < b.memory.begin; });
-    for (std::size_t i = 1; i < claims_.size(); ++i)
-      if (claims_[i - 1].memory.end() > claims_[i].memory.begin) {
-        const Claim &a = claims_[i - 1], &b = claims_[i];
-        throw py::value_error(b.label + (a.memory == b.memory ? " is the same array as " : " shares memory with ") +
-                              a.label);
-      }
-  }
-
-  void check_free(const Memory& memory, const Label& label) const {
-    const auto after = std::lower_bound(claims_.begin(), claims_.end(), memory.end(),
-                                        [](const Claim& a, std::uintptr_t end) { return a.memory.begin < end; });
-    if (memory.size > 0 && after != claims_.begin() && std::prev(after)->memory.end() > memory.begin)
-      throw py::value_error(label + " shares memory with " + std::prev(after)->label + ", which the step writes to");
-  }
-
- private:
-  struct Claim {
-    Memory memory;
-    std::string label;
-  };
-  std::vector<Claim> claims_;
-};
-
 // Plan ----------------------------------------------------------------------------------------------------------------
 
 using Arrays = std::vector<py::object>;
@@ -255,7 +148,7 @@ Arrays items(const py::object& sequence) {
 
 // Checks the arrays of a Plan before its states exist.
 void check_params(const Arrays& params, const std::string& noun, const std::vector<std::string>& suffixes) {
-  Claims claims;
+  Claims<> claims;
   for (std::size_t i = 0; i < params.size(); ++i)
     claims.add(check_writeable_memory(params[i], Label{noun, suffixes[i]}), Label{noun, suffixes[i]});
   claims.sort_and_check();
@@ -315,7 +208,11 @@ class Target {
 };
 
 // What a step does to the gradients: grad_scale, clip_norm, clip_value, zero_grad.
-using Treatment = std::tuple<double, std::optional<double>, std::optional<double>, bool>;
+using TreatmentTuple = std::tuple<double, std::optional<double>, std::optional<double>, bool>;
+
+Treatment treatment_of(const TreatmentTuple& tuple) {
+  return std::apply([](auto... members) { return Treatment{members...}; }, tuple);
+}
 
 // What a step takes from Python beside the gradients: t before the step, hyper-parameters in the rule's order, weight
 // decay, maximize, and the row where a state has rows.
@@ -338,7 +235,7 @@ class Plan {
   Plan(const std::string& rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
        std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals, bool refuse_nonfinite,
        std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights)
-      : rule_(find_rule(rule)),
+      : rule_(rule_named(rule)),
         nouns_(std::move(nouns)),
         suffixes_(std::move(suffixes)),
         skip_nonfinite_(skip_nonfinite),
@@ -366,8 +263,8 @@ class Plan {
       claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < states.size(); ++k) {
         if (arrives_ && static_cast<int>(k) == spec.second_gradient) continue;
-        const bool is_gradient = k < state_names && k + static_cast<std::size_t>(spec.gradients) >= state_names;
-        Target state(states[k].at(i), label(2 + k, i), !is_gradient);
+        const bool read_only = k < state_names && is_gradient(spec, static_cast<int>(k));
+        Target state(states[k].at(i), label(2 + k, i), !read_only);
         check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
         if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
             state.array().shape(0) > 0)
@@ -400,11 +297,11 @@ class Plan {
   Arrays check_grads(const py::object& sequence, bool zero_grad) {
     Arrays grads = gradients(sequence, 1, &Slot::grad, zero_grad);
     if (zero_grad && !grads_apart_) {
-      Claims written;
+      Claims<> written;
       for (std::size_t i = 0; i < grads.size(); ++i) written.add(slots_[i].grad, label(1, i));
       try {
         written.sort_and_check();
-      } catch (const py::value_error& error) {
+      } catch (const std::invalid_argument& error) {
         throw py::value_error(error.what() + std::string(", so zero_grad would clear one before it is read"));
       }
       grads_apart_ = true;
@@ -425,7 +322,7 @@ class Plan {
   }
 
   // Without scalars, those of the step before hold on. What raises keeps nothing.
-  std::optional<Report> step(const py::object& grads, const std::optional<Treatment>& treatment,
+  std::optional<Report> step(const py::object& grads, const std::optional<TreatmentTuple>& treatments,
                              const std::optional<Scalars>& scalars, const std::optional<py::object>& second_grads) {
     const Hold hold(*this);
     const FloatMode mode(Denormals::keep);
@@ -434,54 +331,49 @@ class Plan {
     const Table& table = active_level().table();
     const Entry& entry = table.entries[rule_];
     const int threads = get_num_threads();
-    const auto [grad_scale, clip_norm, clip_value, zero_grad] = treatment.value_or(Treatment(1, {}, {}, false));
-    check_hyper(grad_scale_hyper, grad_scale, single_precision_);
-    if (clip_norm) check_clip_norm(*clip_norm);
-    if (clip_value) check_hyper(clip_value_hyper, *clip_value, single_precision_);
-    check_t(t_ + 1);
+    const auto treatment = treatments ? treatment_of(*treatments) : Treatment();
+    check_treatment(treatment, single_precision_);
+    check_integer("t", t_ + 1, 1, max_integer);
     // Our own references: the caller's list can change while Python runs elsewhere. Then all that is written to,
     // because the gradients can be of classes whose Python code runs when they are looked at.
-    const Arrays held = check_grads(grads, zero_grad);
+    const Arrays held = check_grads(grads, treatment.zero_grad);
     if (arrives_ != second_grads.has_value())
       throw py::value_error(std::string(entry.spec.name) + ": second_grads are needed, or too many");
     const Arrays second_held = arrives_ ? check_second_grads(*second_grads) : Arrays{};
-    if (arrives_ && zero_grad) check_second_apart();
+    if (arrives_ && treatment.zero_grad) check_second_apart();
     check();
     prepare_jobs(entry);
     Step step = next_;
     step.t = t_ + 1;
-    step.grad_scale = grad_scale;
-    step.clip = 1;
-    step.clip_value = clip_value.value_or(HUGE_VAL);
-    step.zero_grad = zero_grad;
     step.fresh_row = marks_ && !marks_[row_];
     const bool resums = marks_ && step.t % rows_.count == 0;
-    const bool asked = clip_norm || skip_nonfinite_;
-    Norm norm{0, -1};
-    bool usable = true, clipped = false;
+    const bool asked = treatment.clip_norm || skip_nonfinite_;
+    const std::vector<Job> second = asked && arrives_ ? second_jobs() : std::vector<Job>{};
+    Outcome outcome;
     {
       // The slots and `held` keep the memory alive, and nothing below touches a Python object. A small step is over
       // before another thread could have taken the lock.
       constexpr std::int64_t worth_releasing = 4096;
       std::optional<py::gil_scoped_release> release;
       if ((resums ? size_ * (1 + rows_.count) : size_) >= worth_releasing) release.emplace();
-      if (asked || refuse_nonfinite_) norm = grad_norm(jobs_, threads, table, grad_scale);
-      usable = clip_norm ? std::isfinite(norm.value) : norm.culprit < 0;
-      if (usable && asked && arrives_) usable = grad_norm(second_jobs(), threads, table, grad_scale).culprit < 0;
-      if (usable) {
-        clipped = clip_norm && norm.value > *clip_norm;
-        if (clipped) set_clip(step, *clip_norm, norm.value);
-        if (single_precision_) entry.float32.fold(step, float32_);
-        if (double_precision_) entry.float64.fold(step, float64_);
-        run(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, denormals_);
-        if (marks_) marks_[row_] = true;
-        if (resums) sum_again(entry, threads);
-      }
+      const Batch batch{jobs_.data(),
+                        static_cast<std::int64_t>(jobs_.size()),
+                        single_precision_ ? &float32_ : nullptr,
+                        double_precision_ ? &float64_ : nullptr,
+                        threads,
+                        denormals_};
+      outcome = take_step(batch, table, rule_, step, treatment, asked || refuse_nonfinite_,
+                          second.empty() ? nullptr : second.data());
+      if (outcome.usable && marks_) marks_[row_] = true;
+      if (outcome.usable && resums) sum_again(entry, threads);
     }
-    if (!usable && !skip_nonfinite_) throw py::value_error(why_unusable(norm, grad_scale, clip_norm.has_value()));
-    if (usable) ++t_;
+    if (!outcome.usable && !skip_nonfinite_) {
+      const auto culprit = static_cast<std::size_t>(std::max<std::int64_t>(outcome.norm.culprit, 0));
+      throw py::value_error(why_unusable(outcome.norm, label(1, culprit), nouns_[1], treatment));
+    }
+    if (outcome.usable) ++t_;
     if (!asked) return std::nullopt;
-    return Report{norm.value, clipped, !usable};
+    return Report{outcome.norm.value, outcome.clipped, !outcome.usable};
   }
 
   // Makes a row one that was never seen, and sums the others again. Whether it was seen.
@@ -511,7 +403,7 @@ class Plan {
   std::int64_t t() const { return t_; }
 
   void set_t(std::int64_t t) {
-    check_t(t);
+    check_integer("t", t, 0, max_integer);
     t_ = t;
   }
 
@@ -534,16 +426,11 @@ class Plan {
     Plan& plan;
   };
 
-  struct Norm {
-    double value;
-    std::int64_t culprit;  // the first array with NaN or infinity; -1: none
-  };
-
   // Checks scalars, and keeps them for this step and those after it.
   void take(const Scalars& scalars) {
     const auto& [t, hyper, weight_decay, maximize, row] = scalars;
     if (t != t_) throw std::runtime_error(in_use);  // they were formed for a step that another thread has taken
-    check_hypers(spec(), hyper, weight_decay, single_precision_);
+    check_hypers(spec(), hyper.data(), static_cast<std::int64_t>(hyper.size()), weight_decay, single_precision_);
     for (const Slot& slot : slots_)
       if (slot.rows > 0 && (row < 0 || row >= slot.rows))
         throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
@@ -553,23 +440,6 @@ class Plan {
     next_.weight_decay = weight_decay;
     next_.maximize = maximize;
     ready_ = true;
-  }
-
-  // Multiplies the gradients by clip_norm / norm. A factor that float32 or float64 could not hold, after a gradient
-  // that has exploded, is divided among both multiplications.
-  static void set_clip(Step& step, double clip_norm, double norm) {
-    int exponent, exponent_of_norm;
-    const double ratio = std::frexp(clip_norm, &exponent) / std::frexp(norm, &exponent_of_norm);
-    exponent -= exponent_of_norm;
-    const int shared = exponent < -64 ? exponent / 2 : 0;
-    step.grad_scale = std::ldexp(step.grad_scale, shared);
-    step.clip = std::ldexp(ratio, exponent - shared);
-  }
-
-  // Whole numbers up to here are exact in double.
-  static void check_t(std::int64_t t) {
-    if (t < 0 || t > (std::int64_t{1} << 53))
-      throw py::value_error("t must be from 0 to 2**53, got " + std::to_string(t));
   }
 
   const Spec& spec() const { return active_level().table().entries[rule_].spec; }
@@ -637,49 +507,11 @@ class Plan {
 
   // A second gradient may be the first one itself, which is read at the same moment.
   void check_second_apart() const {
-    Claims cleared;
+    Claims<> cleared;
     for (std::size_t i = 0; i < slots_.size(); ++i) cleared.add(slots_[i].grad, label(1, i));
     cleared.sort_and_check();
     for (std::size_t i = 0; i < slots_.size(); ++i)
       if (!(slots_[i].second == slots_[i].grad)) cleared.check_free(slots_[i].second, label(second_noun(), i));
-  }
-
-  // The Euclidean norm of the gradients of some jobs together, each multiplied by `scale`. Needs no Python.
-  Norm grad_norm(const std::vector<Job>& jobs, int threads, const Table& table, double scale) const {
-    const auto count = static_cast<std::int64_t>(jobs.size());
-    std::vector<double> sums(static_cast<std::size_t>(count_blocks(jobs.data(), count)));
-    const auto total = [&](double range) {
-      sum_blocks(jobs.data(), count, threads, denormals_, table, scale, range, sums.data());
-      return sum_tree(std::vector<double>(sums).data(), static_cast<std::int64_t>(sums.size()));
-    };
-    double sum = total(1), unit = 1;
-    if (double_precision_) {
-      // Squares of float64 can overflow or underflow: then again, with a power of two that brings them back.
-      constexpr double down = 0x1p-540, up = 0x1p540, tiny = 0x1p-960;
-      if (!std::isfinite(sum))
-        sum = total(down), unit = up;
-      else if (sum < tiny)
-        sum = total(up), unit = down;
-    }
-    std::int64_t culprit = -1;
-    if (!std::isfinite(sum)) {
-      const double* sum_of_block = sums.data();
-      for (culprit = 0; culprit < count; ++culprit) {
-        const double* const end = sum_of_block + count_blocks(&jobs[static_cast<std::size_t>(culprit)], 1);
-        if (!std::all_of(sum_of_block, end, [](double x) { return std::isfinite(x); })) break;
-        sum_of_block = end;
-      }
-    }
-    return {unit * std::sqrt(sum), culprit};
-  }
-
-  std::string why_unusable(const Norm& norm, double grad_scale, bool clips) const {
-    const std::string scaled = grad_scale == 1 ? "" : " times grad_scale=" + text(py::float_(grad_scale));
-    const std::string what = norm.culprit < 0
-                                 ? nouns_[1] + scaled + " has a norm beyond float64"
-                                 : label(1, static_cast<std::size_t>(norm.culprit)) + scaled + " holds NaN or infinity";
-    return what + (clips ? ", so clip_norm cannot apply" : ", which the sum of the rows would keep") +
-           "; skip_nonfinite=True skips such steps";
   }
 
   int rule_;
@@ -688,7 +520,7 @@ class Plan {
   std::vector<State> states_;
   std::vector<Job> jobs_;  // one per slot
   Constants float32_, float64_;
-  Claims claims_;
+  Claims<> claims_;
   bool skip_nonfinite_, refuse_nonfinite_;
   Denormals denormals_;
   std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
@@ -715,7 +547,7 @@ void run_streams(const Arrays& written, const py::object& read) {
                           std::to_string(written.size()));
   const std::string written_noun = "written", read_noun = "read", no_suffix;
   const Memory grad = check_memory(read, Label{read_noun, no_suffix});
-  Claims claims;
+  Claims<> claims;
   claims.add(grad, read_noun);
   Buffers buffers{nullptr, grad.data(), {}};
   for (std::size_t i = 0; i < written.size(); ++i) {
@@ -739,7 +571,7 @@ void run_streams(const Arrays& written, const py::object& read) {
 // The catalogue -------------------------------------------------------------------------------------------------------
 
 std::vector<Spec> rules() {
-  const Table& table = baseline::table();
+  const Table& table = levels().first->table();
   std::vector<Spec> specs;
   for (int i = 0; i < table.size; ++i) specs.push_back(table.entries[i].spec);
   return specs;
@@ -795,7 +627,8 @@ constexpr const char* compiler = "unknown";
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The native core of gradstep. Use the gradstep package; this module is an implementation detail.";
-  m.attr("__version__") = GRADSTEP_VERSION;
+  m.attr("__version__") = gradstep_version();
+  m.attr("c_api") = py::capsule(gradstep_get_api(), GRADSTEP_CAPSULE);
   m.attr("compiler") = compiler;
   m.attr("openmp") = openmp_version();
   m.attr("elements_per_thread") = elements_per_thread;

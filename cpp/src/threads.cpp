@@ -63,7 +63,7 @@ void sweep_from_line(const Job& job, std::int64_t begin, std::int64_t end) {
     const auto address =
         reinterpret_cast<std::uintptr_t>(job.buffers.param) + static_cast<std::uintptr_t>(begin * job.item_size);
     middle += static_cast<std::int64_t>((line - address % line) % line) / job.item_size;
-    job.kernel->sweep(*job.constants, job.buffers, begin, middle);
+    if (begin < middle) job.kernel->sweep(*job.constants, job.buffers, begin, middle);
   }
   job.kernel->sweep(*job.constants, job.buffers, middle, end);
 }
@@ -236,11 +236,18 @@ int openmp_version() {
 
 #if defined(GRADSTEP_X86_LEVELS)
 bool can_flush_denormals() { return true; }
-FloatMode::FloatMode(Denormals denormals) : before_(_mm_getcsr()) {
-  constexpr unsigned masked_exceptions = 0x1F80, flush_results = 0x8000, flush_operands = 0x0040;
-  _mm_setcsr(masked_exceptions | (denormals == Denormals::flush ? flush_results | flush_operands : 0));
+FloatMode::FloatMode(Denormals denormals) {
+  constexpr unsigned seen_exceptions = 0x003F, masked_exceptions = 0x1F80, flush_results = 0x8000,
+                     flush_operands = 0x0040;
+  const unsigned mode = masked_exceptions | (denormals == Denormals::flush ? flush_results | flush_operands : 0);
+  const unsigned before = _mm_getcsr();
+  changed_ = (before & ~seen_exceptions) != mode;  // nearly never, and writing waits for all that is under way
+  before_ = before;
+  if (changed_) _mm_setcsr(mode);
 }
-FloatMode::~FloatMode() { _mm_setcsr(static_cast<unsigned>(before_)); }
+FloatMode::~FloatMode() {
+  if (changed_) _mm_setcsr(static_cast<unsigned>(before_));
+}
 #elif defined(__aarch64__) && defined(__GNUC__)  // untested
 bool can_flush_denormals() { return true; }
 FloatMode::FloatMode(Denormals denormals) {

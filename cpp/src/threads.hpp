@@ -81,6 +81,7 @@ class FloatMode {
 
  private:
   std::uint64_t before_;
+  bool changed_ = true;
 };
 
 }  // namespace gradstep

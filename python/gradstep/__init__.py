@@ -15,6 +15,7 @@ from ._core import __version__
 from ._memory import Arena, flatten
 from .adaptive import *  # noqa: F403 - the classes, as below
 from .averaging import *  # noqa: F403
+from .embedding import get_cmake_dir, get_include, get_library
 from .finite_sums import *  # noqa: F403
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
@@ -29,6 +30,9 @@ __all__ = [
     "batches",
     "flatten",
     "functional",
+    "get_cmake_dir",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "info",
     "losses",

@@ -14,6 +14,7 @@ __all__: list[str] = [
     "FiniteSum",
     "Plan",
     "Rule",
+    "c_api",
     "check_params",
     "compiler",
     "cos_pi",
@@ -259,6 +260,7 @@ def streams(written: collections.abc.Sequence[typing.Any], read: typing.Any) -> 
     """
 
 __version__: str
+c_api: typing.Any
 compiler: str
 elements_per_thread: int
 openmp: int

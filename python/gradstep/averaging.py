@@ -133,7 +133,8 @@ class _ScheduleFree(Optimizer):
         weight = float(_core.power(t + 1.0, of_step) * _core.power(largest, of_rate))
         total += weight
         share = weight / total if total > 0 else 0.0
-        result = self._step(grads, self._scalars(t, lr=lr, share=share, **self._late()), **options)
+        scalars = self._scalars(t, 0, lr=lr, share=share, **self._late())
+        result = self._step(grads, scalars, **options)
         if result is None or not result.skipped:
             self._progress[:2] = total, largest
         return result

@@ -1,4 +1,4 @@
-"""The command `gradstep`: compare the rules on data, time steps, or show what runs here.
+"""The command `gradstep`: compare the rules on data, time steps, or show what runs here and where.
 
 Whatever goes wrong is told in one line on stderr, with the exit code 2.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import _bench_report, _core, bench, bench_linear, compare, datasets, runtime
+from . import _bench_report, _core, bench, bench_linear, compare, datasets, embedding, runtime
 from .datasets import UsageError
 
 WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -135,6 +135,14 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+class _Print(argparse.Action):
+    """Prints its constant; argparse's own action for that breaks long lines."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(self.const)
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gradstep",
@@ -142,6 +150,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gradstep {_core.__version__}")
+    for name, path, what in (
+        ("--include", embedding.get_include(), "the directory of the C and C++ headers"),
+        ("--library", embedding.get_library(), "the path of the shared library"),
+        ("--cmake-dir", embedding.get_cmake_dir(), "the directory for CMake's gradstep_DIR"),
+    ):
+        what = f"print {what}, and exit"
+        parser.add_argument(name, action=_Print, const=path, nargs=0, help=what)
     commands = parser.add_subparsers(required=True, metavar="{compare,bench,info}")
     _add_compare(
         commands.add_parser(

@@ -1,0 +1,47 @@
+// One whole step: measures the gradients where that is asked for, clips them, folds the scalars, runs the kernels.
+// What can be wrong with its arguments has been checked.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "checks.hpp"
+#include "threads.hpp"
+
+namespace gradstep {
+
+/// The arrays of a step, and what it runs on.
+struct Batch {
+  const Job* jobs;
+  std::int64_t count;
+  Constants* float32;  // to be folded, what the jobs of this type point to; null: there are none
+  Constants* float64;
+  int threads;
+  Denormals denormals;
+};
+
+struct Norm {
+  double value;
+  std::int64_t culprit;  // the first array with NaN or infinity; -1: none
+};
+
+/// The Euclidean norm of all gradients together, each multiplied by `scale`.
+Norm grad_norm(const Batch& batch, const Table& table, double scale);
+
+struct Outcome {
+  Norm norm;     // 0 where nobody asked
+  bool clipped;  // whether it was above clip_norm
+  bool usable;   // otherwise nothing has changed
+};
+
+/// Takes a step by a rule of the table, unless the gradients were measured and are not usable: not finite, or, where
+/// there is a clip_norm, of a norm beyond float64. `measure` asks for that; clip_norm does too. Further gradients that
+/// must be finite come as the jobs of `second`, if not null. Of `step`, the members that Treatment has are filled in.
+Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, const Treatment& treatment, bool measure,
+                  const Job* second);
+
+/// What to say of gradients that are not usable. `culprit` is the name of that array, `all` that of all.
+std::string why_unusable(const Norm& norm, const std::string& culprit, const std::string& all,
+                         const Treatment& treatment);
+
+}  // namespace gradstep
