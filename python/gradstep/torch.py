@@ -69,6 +69,10 @@ REFUSED = {
 }
 
 
+#: PyTorch's AdamW is an Adam with `decoupled_weight_decay`.
+DECOUPLED: Mapping[Any, type[optimizers.Optimizer]] = {optimizers.Adam: optimizers.AdamW}
+
+
 def _value(option: Any) -> Any:
     """A number where PyTorch also takes a tensor of one."""
     return option.item() if isinstance(option, torch.Tensor) else option
@@ -77,6 +81,15 @@ def _value(option: Any) -> Any:
 def _relaid(param: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor, laid out in memory as a parameter is."""
     return torch.empty_like(param.detach()).copy_(other.detach())
+
+
+def _is_dense(param: torch.Tensor) -> bool:
+    """Whether the elements fill a range of memory, so that others can be laid out as they are."""
+    return (
+        (param.device.type, param.layout) == ("cpu", torch.strided)
+        and param.dtype in TYPES
+        and torch.empty_like(param, device="meta").stride() == param.stride()
+    )
 
 
 class _Settings:
@@ -114,9 +127,11 @@ class Optimizer(torch.optim.Optimizer):
     """What the classes here have in common. Make one of them, such as `Adam`."""
 
     _class: ClassVar[type[optimizers.Optimizer]]
-    #: The options that the class of `gradstep` takes, and those that PyTorch's does not.
+    #: The options that the class of `gradstep` takes, those among them that PyTorch's does not
+    #: take, and those that only PyTorch's takes, with their defaults.
     _options: ClassVar[tuple[str, ...]]
     _own: ClassVar[tuple[str, ...]]
+    _others: ClassVar[Mapping[str, Any]]
     _signature: ClassVar[inspect.Signature]
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -183,12 +198,13 @@ class Optimizer(torch.optim.Optimizer):
         known: dict[int, _Settings] = self.__dict__.setdefault("_known_settings", {})
         found = known.get(index)
         if found is None or any(options[name] != value for name, value in found.key.items()):
-            for name, reason in REFUSED.items():
-                if group.get(name):
-                    raise ValueError(f"{name} must be False or None, got {group[name]!r}: {reason}")
             cls = self._class
             if group.get("decoupled_weight_decay"):
-                cls = optimizers.AdamW
+                cls = DECOUPLED.get(cls, cls)
+            for name, default in self._others.items():
+                if group.get(name) not in (None, False, default):
+                    reason = REFUSED.get(name, f"gradstep.{cls.__name__} has no such option")
+                    raise ValueError(f"{name} must be {default!r}, got {group[name]!r}: {reason}")
             names = STATE_NAMES.get(cls.__name__, {})
             # PyTorch's SGD does not count steps: the first is the one without a buffer.
             found = known[index] = _Settings(cls, options, names, cls is not optimizers.SGD)
@@ -199,9 +215,13 @@ class Optimizer(torch.optim.Optimizer):
         return self._settings(index).native(group["params"], _value(group["lr"]))
 
     def _all_states(self) -> dict[torch.Tensor, dict[str, Any]]:
-        """New states of all parameters that can have some."""
-        pairs = [(g, p) for g, group in enumerate(self.param_groups) for p in group["params"]]
-        pairs = [(g, p) for g, p in pairs if p.device.type == "cpu" and p.dtype in TYPES]
+        """New states of all parameters that can have some; a step refuses the others."""
+        pairs = [
+            (g, param)
+            for g, group in enumerate(self.param_groups)
+            for param in group["params"]
+            if _is_dense(param)
+        ]
         params = [param for _, param in pairs]
         return dict(zip(params, self._made([g for g, _ in pairs], params), strict=True))
 
@@ -262,11 +282,10 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for name, parameter in self._signature.parameters.items():
-                # How PyTorch's class was asked to step is no part of where it was.
-                if name in REFUSED or name in self._own:
+                if name in self._own:
                     group.setdefault(name, parameter.default)
-                    if name in REFUSED and group[name]:
-                        group[name] = parameter.default
+                elif name in REFUSED:  # how PyTorch's class stepped is no part of where it was
+                    group[name] = parameter.default
             for param in group["params"]:
                 self._take_over(param, self.state.get(param, {}))
 
@@ -312,6 +331,7 @@ def _optimizer(name: str) -> type[Optimizer]:
         parameters = {**shared, **extra}
     like = f"`torch.optim.{name}`" if theirs else "those of `torch.optim`"
     options = tuple(p for p in own if p != "params")
+    taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
     return type(
         name,
         (Optimizer,) if theirs is None else (Optimizer, theirs),
@@ -324,6 +344,11 @@ def _optimizer(name: str) -> type[Optimizer]:
             "_class": cls,
             "_options": options,
             "_own": tuple(beside),
+            "_others": {
+                name: p.default
+                for name, p in shared.items()
+                if name not in {*own, "fused"} and (cls, name) not in taken
+            },
         },
     )
 
