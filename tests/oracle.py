@@ -78,6 +78,9 @@ def gradient(w, t):
     return 0.1 * scale * (w - 1) + np.sin(3 * w + t)
 
 
+#: What a message says of an object that shows no memory; its class follows.
+NO_ARRAY = "must be a numpy.ndarray, or expose a CPU buffer or DLPack, got "
+
 #: What classes need beside the parameters. `every` is not needed, but then a call is.
 NEEDED = {"lr": 0.1, "window": 3, "rows": 4, "full_gradient": full_gradient, "every": 4}
 

@@ -125,3 +125,15 @@ except ValueError as error:
 """
     out = python(code, PYTHONPATH=str(tmp_path))
     assert out == "True\nlr must be at least 0 and finite, got -0.1\n"
+
+
+def test_torch_train(tmp_path):
+    """Both optimizers go the same way, and the picture is one."""
+    pytest.importorskip("torch", reason="needs PyTorch")
+    picture = tmp_path / "picture.png"
+    script = ROOT / "examples" / "torch_train.py"
+    out = run(sys.executable, script, "--epochs", "2", "--output", picture, cwd=tmp_path)
+    assert "gradstep.torch.Adam" in out
+    difference = float(out.split("largest difference of the losses: ")[1].split()[0])
+    assert 0 <= difference < 1e-4
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -20,6 +20,7 @@ from gradstep import _core, reference
 from gradstep.optimizers import CLASSES, Options
 from oracle import (
     DTYPES,
+    NO_ARRAY,
     RULES,
     SPAN,
     THREADS,
@@ -341,7 +342,10 @@ def test_zero_grad_needs_gradients_that_can_be_written():
         opt.step([h, h], zero_grad=True)
     assert opt.t == 2
     scalar = gs.SGD(np.ones(()))
-    with pytest.raises(TypeError, match=r"grads must be a numpy\.ndarray, got float64"):
+    with pytest.raises(
+        TypeError,
+        match=f"grads {NO_ARRAY}float64",
+    ):
         scalar.step(np.float64(1.0), zero_grad=True)
 
 
@@ -662,12 +666,16 @@ def test_flatten_keeps_the_structure(tree):
     ("tree", "error", "message"),
     [
         ([np.ones(3), np.ones(2, np.float32)], TypeError, "arrays[1] is float32, the first is"),
-        ([np.ones(3), 2.0], TypeError, "arrays[1] must be a NumPy array, got float"),
+        (
+            [np.ones(3), 2.0],
+            TypeError,
+            f"arrays[1] {NO_ARRAY}float",
+        ),
         (np.ones(3, int), TypeError, "arrays must have dtype float32 or float64, got int64"),
         (np.ones(3, ">f4"), TypeError, "arrays must have dtype float32 or float64, got >f4"),
         ([], ValueError, "arrays is empty"),
         ([w0, w0], ValueError, "arrays[1] is there twice, and an arena would part the two"),
-        (3, TypeError, "arrays must be a NumPy array, or a list, tuple or dict of them, got int"),
+        (3, TypeError, "or be a list, tuple or dict of such arrays, got int"),
     ],
 )
 def test_flatten_refuses(tree, error, message):

@@ -12,6 +12,7 @@ import pytest
 import gradstep as gs
 from gradstep import SAG, SAGA, SVRG, losses
 from gradstep.training import Epoch, History, _norm, batches, train
+from oracle import NO_ARRAY
 
 ROWS = 23
 X = np.random.default_rng(1).normal(size=(ROWS, 4))
@@ -491,8 +492,11 @@ def test_errors_of_validation_pass_through():
         ((1.0, np.ones(3)), "grads must have the shape of params"),
         ((1.0, np.ones(4, np.float32)), "grads must have the dtype of params"),
         ((1.0, np.ones(4, object)), "grads must have dtype float32 or float64, got object"),
-        ((1.0, None), r"grads must be a numpy\.ndarray, got NoneType"),
-        ((1.0, "a"), r"grads must be a numpy\.ndarray, got str"),
+        (
+            (1.0, None),
+            f"grads {NO_ARRAY}NoneType",
+        ),
+        ((1.0, "a"), f"grads {NO_ARRAY}str"),
         ((None, np.ones(4)), "the loss that loss_and_grad returns must be a number, got None"),
         ((1j, np.ones(4)), "the loss that loss_and_grad returns must be a number, got 1j"),
         (1.0, "loss_and_grad must return a loss and gradients, got 1.0"),

@@ -24,15 +24,16 @@
 #include "finite_sum.hpp"
 #include "levels.hpp"
 #include "math.hpp"
+#include "shared.hpp"
 #include "step.hpp"
+#include "tensor_steps.hpp"
 #include "threads.hpp"
+#include "views.hpp"
 
 namespace py = pybind11;
 using namespace gradstep;
 
 namespace {
-
-std::string text(const py::handle& object) { return py::str(object).cast<std::string>(); }
 
 // What a message calls an array: `grads['w']`. It is put together only when there is a message.
 struct Label {
@@ -44,12 +45,6 @@ struct Label {
 
 std::string operator+(const Label& label, const std::string& rest) { return std::string(label) + rest; }
 std::string operator+(const std::string& start, const Label& label) { return start + std::string(label); }
-
-int rule_named(const std::string& name) {
-  const int rule = find_rule(name.c_str());
-  if (rule < 0) throw py::key_error(name);
-  return rule;
-}
 
 void check_hyper_by_name(const Spec& spec, const std::string& name, double x, bool single_precision) {
   const FloatMode mode(Denormals::keep);
@@ -84,7 +79,7 @@ Memory check_memory(const py::handle& object, const Label& label) {
     }
   }
   if (!py::isinstance<py::array>(object))
-    throw py::type_error(label + " must be a numpy.ndarray, got " + text(py::type::of(object).attr("__name__")));
+    return check_memory(view(py::reinterpret_borrow<py::object>(object), label), label);
   const auto array = py::reinterpret_borrow<py::array>(object);
   const bool is_subclass =
       py::type::of(object).ptr() != reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
@@ -94,7 +89,7 @@ Memory check_memory(const py::handle& object, const Label& label) {
   const bool single_precision = dtype.num() == py::dtype::num_of<float>();
   if (!single_precision && dtype.num() != py::dtype::num_of<double>())
     throw py::type_error(label + " must have dtype float32 or float64, got " + text(dtype));
-  if (dtype.byteorder() != '=')
+  if (!dtype.attr("isnative").cast<bool>())
     throw py::type_error(label + " must have the byte order of this machine, got dtype " + text(dtype));
   const int flags = array.flags();
   if (!(flags & py::array::c_style))
@@ -118,6 +113,13 @@ void check_same_dtype(const Memory& memory, const Label& label, const Memory& pa
   if (memory.single_precision != param.single_precision)
     throw py::type_error(label + " must have the dtype of " + param_label + ", " + name(param) + ", got " +
                          name(memory) + "; nothing is converted silently");
+}
+
+// The same for an array of another library that can be looked at quickly; nothing where the checks above must say why.
+std::optional<Memory> quick_memory(const dlpack::Tensor& tensor) {
+  const bool single_precision = tensor.dtype.bits == 32;
+  if (!holds(tensor, single_precision ? 32 : 64) || !is_contiguous(tensor)) return std::nullopt;
+  return Memory{address(tensor), element_count(tensor), single_precision};
 }
 
 bool same_shape(const py::array& a, const py::array& b, py::ssize_t leading = 0) {
@@ -180,6 +182,11 @@ class Target {
            (array->flags & flags) == flags && same_shape(array->nd, array->dimensions);
   }
 
+  // Whether an array of another library has this shape and type.
+  bool resembles(const dlpack::Tensor& tensor, const Memory& its) const {
+    return its.single_precision == memory.single_precision && same_shape(tensor.ndim, tensor.shape);
+  }
+
   // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
   void check_unchanged(const Label& label) const {
     if (resembles(array_, memory.begin, readable | (written_ ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0))) return;
@@ -191,7 +198,8 @@ class Target {
   Memory memory;
 
  private:
-  bool same_shape(int count, const py::ssize_t* sizes) const {
+  template <class Size>
+  bool same_shape(int count, const Size* sizes) const {
     const int here = std::min(count, few);
     return count == count_ && std::equal(sizes, sizes + here, first_) &&
            std::equal(sizes + here, sizes + count, rest_.begin(), rest_.end());
@@ -217,8 +225,6 @@ Treatment treatment_of(const TreatmentTuple& tuple) {
 // What a step takes from Python beside the gradients: t before the step, hyper-parameters in the rule's order, weight
 // decay, maximize, and the row where a state has rows.
 using Scalars = std::tuple<std::int64_t, std::vector<double>, double, bool, std::int64_t>;
-
-constexpr const char* in_use = "another thread is stepping, saving or loading this optimizer";
 
 // What a step whose caller wanted the gradients measured tells: their norm, whether it was clipped, whether the step
 // was skipped.
@@ -293,7 +299,7 @@ class Plan {
     for (const State& state : states_) state.target.check_unchanged(label(state.noun, state.slot));
   }
 
-  // Raises unless step() would take these gradients. Returns them in a list, NumPy scalars as arrays.
+  // Raises unless step() would take these gradients. Returns them in a list, as NumPy arrays where need be.
   Arrays check_grads(const py::object& sequence, bool zero_grad) {
     Arrays grads = gradients(sequence, 1, &Slot::grad, zero_grad);
     if (zero_grad && !grads_apart_) {
@@ -493,15 +499,28 @@ class Plan {
     // What was checked before, and lay apart, does so now.
     const int flags = readable | (zero_grad ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0);
     if (slot.param.resembles(grad, (slot.*known).begin, flags)) return;
+    dlpack::Tensor tensor;
+    // What is written to goes by a way that knows what is read-only.
+    if (!zero_grad && !py::isinstance<py::array>(grad) && look(grad.ptr(), tensor)) {
+      const std::optional<Memory> memory = quick_memory(tensor);
+      if (memory && slot.param.resembles(tensor, *memory) && !(memory->size == 1 && is_negated(grad)))
+        return found_to_fit(*memory, name, slot.*known);
+    }
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
     if (!zero_grad && !py::isinstance<py::array>(grad) &&
         py::isinstance(grad, py::module_::import("numpy").attr("generic")))
       grad = py::module_::import("numpy").attr("asarray")(grad);
+    grad = view(grad, name);
     const Memory memory = zero_grad ? check_writeable_memory(grad, name) : check_memory(grad, name);
     check_same_dtype(memory, name, slot.param.memory, label(0, i));
     check_same_shape(py::reinterpret_borrow<py::array>(grad), name, slot.param.array(), label(0, i));
+    found_to_fit(memory, name, slot.*known);
+  }
+
+  void found_to_fit(const Memory& memory, const Label& name, Memory& known) {
+    if (memory == known) return;
     claims_.check_free(memory, name);
-    slot.*known = memory;
+    known = memory;
     grads_apart_ = false;
   }
 
@@ -647,6 +666,11 @@ PYBIND11_MODULE(_core, m) {
            "Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.");
   m.def("rules", rules, "Every rule, in order of increasing complexity.");
 
+  m.def(
+      "shows_memory", [](const py::object& object) { return shows_memory(object); }, py::arg("thing"),
+      "Whether an object is an array, of NumPy or any other library, or has a buffer.");
+  m.def("view", view, py::arg("array"), py::arg("name"),
+        "The memory of an array of any library, as a NumPy array: no copy is made.");
   m.def("check_params", check_params, py::arg("params"), py::arg("noun"), py::arg("suffixes"),
         "Raise unless each array can be updated in place and none overlaps another.");
 
@@ -658,7 +682,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("seen").noconvert() = py::none(), py::arg("row_weights").noconvert() = py::none())
       .def("check", &Plan::check, "Raise unless every array is as it was when the plan was made.")
       .def("check_grads", &Plan::check_grads, py::arg("grads"), py::arg("zero_grad") = false,
-           "Raise unless step() would take these gradients; return them with NumPy scalars as arrays.")
+           "Raise unless step() would take these gradients; return them, as NumPy arrays where need be.")
       .def("check_second_grads", &Plan::check_second_grads, py::arg("second_grads"),
            "The same for the second gradients.")
       .def("check_apart", &Plan::check_apart, py::arg("array"), py::arg("name"),
@@ -677,6 +701,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   define_finite_sum(m);
+  define_tensor_steps(m);
 
   m.def("streams", run_streams, py::arg("written"), py::arg("read"),
         "Read and write what a rule's step would, with next to no arithmetic: a limit to measure.");

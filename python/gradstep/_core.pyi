@@ -14,6 +14,7 @@ __all__: list[str] = [
     "FiniteSum",
     "Plan",
     "Rule",
+    "TensorSteps",
     "c_api",
     "check_params",
     "compiler",
@@ -29,8 +30,10 @@ __all__: list[str] = [
     "rules",
     "set_isa",
     "set_num_threads",
+    "shows_memory",
     "streams",
     "thread_limit",
+    "view",
 ]
 
 class Rule:
@@ -96,7 +99,7 @@ class Plan:
         """
     def check_grads(self, grads: typing.Any, zero_grad: bool = False) -> list[typing.Any]:
         """
-        Raise unless step() would take these gradients; return them with NumPy scalars as arrays.
+        Raise unless step() would take these gradients; return them, as NumPy arrays where need be.
         """
     def check_second_grads(self, second_grads: typing.Any) -> list[typing.Any]:
         """
@@ -218,6 +221,32 @@ class FiniteSum:
     @property
     def total_weight(self) -> float: ...
 
+class TensorSteps:
+    """
+    What carries out the steps of an optimizer of gradstep.torch.
+    """
+    def __init__(self, relaid: typing.Any, increment_version: typing.Any) -> None: ...
+    def step(
+        self,
+        optimizer: typing.Any,
+        groups: collections.abc.Sequence[
+            tuple[
+                list[typing.Any],
+                str,
+                collections.abc.Sequence[str],
+                bool,
+                collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+                typing.SupportsFloat | typing.SupportsIndex,
+                bool,
+            ]
+        ],
+    ) -> None:
+        """
+        Update every tensor that has a gradient, or raise and change nothing. A group is (params,
+        rule, names of its states, whether steps are counted, hyper-parameters, weight_decay,
+        maximize).
+        """
+
 def check_params(
     params: collections.abc.Sequence[typing.Any], noun: str, suffixes: collections.abc.Sequence[str]
 ) -> None:
@@ -254,9 +283,19 @@ def set_isa(name: str) -> None:
     """
 
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def shows_memory(thing: typing.Any) -> bool:
+    """
+    Whether an object is an array, of NumPy or any other library, or has a buffer.
+    """
+
 def streams(written: collections.abc.Sequence[typing.Any], read: typing.Any) -> None:
     """
     Read and write what a rule's step would, with next to no arithmetic: a limit to measure.
+    """
+
+def view(array: typing.Any, name: str) -> typing.Any:
+    """
+    The memory of an array of any library, as a NumPy array: no copy is made.
     """
 
 __version__: str

@@ -126,8 +126,8 @@ def flatten(arrays: Any) -> Arena:
     `zeros_like()` gives a second arena: write them into its `views` and step with its `flat`.
 
     Args:
-        arrays: an array, or a flat list, tuple or dict of arrays of one dtype. They are copied,
-            once, and stay as they are.
+        arrays: an array of any library, or a flat list, tuple or dict of arrays of one dtype. They
+            are copied, once, and stay as they are.
 
     Returns:
         An `Arena` with `flat`, `views` and `zeros_like()`.
@@ -148,12 +148,12 @@ def flatten(arrays: Any) -> Arena:
         array([-0.5, -0.5])
     """
     structure = Structure(arrays, "arrays")
-    leaves = list(structure.arrays(arrays, "arrays"))
+    given, leaves = structure.arrays(arrays, "arrays"), structure.views(arrays, "arrays")
     for i, (suffix, leaf) in enumerate(zip(structure.suffixes, leaves, strict=True)):
         check.array(f"arrays{suffix}", leaf)
         if leaf.dtype not in (np.float32, np.float64):
             raise TypeError(f"arrays{suffix} must have dtype float32 or float64, got {leaf.dtype}")
-        if any(leaf is other for other in leaves[:i]):
+        if any(given[i] is other for other in given[:i]):
             raise ValueError(f"arrays{suffix} is there twice, and an arena would part the two")
         if leaf.dtype != leaves[0].dtype:
             raise TypeError(

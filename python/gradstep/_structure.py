@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
+
 Array = NDArray[Any]
 
 
@@ -27,10 +29,10 @@ class Structure:
     def __init__(self, tree: Any, noun: str) -> None:
         kinds: tuple[type[Any], ...] = (dict, list, tuple)
         self._kind = next((kind for kind in kinds if isinstance(tree, kind)), None)
-        if self._kind is None and not isinstance(tree, np.ndarray):
+        if self._kind is None and not _core.shows_memory(tree):
             raise TypeError(
-                f"{noun} must be a NumPy array, or a list, tuple or dict of them, "
-                f"got {type(tree).__name__}"
+                f"{noun} must be a numpy.ndarray, or expose a CPU buffer or DLPack, or be a list, "
+                f"tuple or dict of such arrays, got {type(tree).__name__}"
             )
         self._make = getattr(tree, "_make", None)  # of a named tuple
         self._keys: list[Any] = []
@@ -67,6 +69,14 @@ class Structure:
                 f"{noun} must hold {len(self._keys)} arrays like params, got {len(tree)}"
             )
         return tree
+
+    def views(self, tree: Any, noun: str) -> list[Array]:
+        """The leaves of `tree` as NumPy arrays that share their memory."""
+        leaves = self.arrays(tree, noun)
+        return [
+            _core.view(leaf, noun + suffix)
+            for leaf, suffix in zip(leaves, self.suffixes, strict=True)
+        ]
 
     def build(self, arrays: Sequence[Array]) -> Any:
         """The structure again, holding `arrays`."""

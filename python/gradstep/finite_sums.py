@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _checks as check
-from . import _memory
+from . import _core, _memory
 from .optimizers import Array, Arrays, LearningRate, Optimizer, StepResult
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _TableMethod(Optimizer):
 
     def _checked_table(self) -> list[Array]:
         """The table of the user. What else its arrays must be, the plan checks."""
-        arrays = list(self._structure.arrays(self._table, "table"))
+        arrays = self._structure.views(self._table, "table")
         labels = self._labels("table")
         for label, suffix, array, param in zip(
             labels, self._structure.suffixes, arrays, self._params, strict=True
@@ -546,11 +546,13 @@ class SVRG(Optimizer):
         mu = self._structure.arrays(
             self._full_gradient(self._structure.build(snapshot)), "full_gradient()"
         )
+        labels = self._labels("full_gradient()")
         # Arithmetic on 0-d arrays gives NumPy scalars.
-        mu = [np.asarray(array) if isinstance(array, np.generic) else array for array in mu]
-        for label, array, param in zip(
-            self._labels("full_gradient()"), mu, self._params, strict=True
-        ):
+        mu = [
+            np.asarray(array) if isinstance(array, np.generic) else _core.view(array, label)
+            for array, label in zip(mu, labels, strict=True)
+        ]
+        for label, array, param in zip(labels, mu, self._params, strict=True):
             check.array_like(label, array, param)
             if not np.isfinite(array).all():
                 raise ValueError(f"{label} holds NaN or infinity")

@@ -2,9 +2,9 @@
 
 `gradstep.functional.adam(param, grad, m, v, t=1, lr=1e-3)` updates `param`, `m` and `v` in place.
 The functions are made from the list of native rules, so their names are those of `gradstep info`.
-Each takes the parameter, the gradient, the states, the step count `t` (from 1), the rule's
-hyper-parameters, `weight_decay` and `maximize`, with the defaults of the optimizer classes. Nothing
-is kept between calls.
+Each takes the parameter, the gradient and the states (arrays of any library, as the classes do),
+the step count `t` (from 1), the rule's hyper-parameters, `weight_decay` and `maximize`, with the
+defaults of the optimizer classes. Nothing is kept between calls.
 
 Example:
     >>> import numpy as np
@@ -81,7 +81,11 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
             values[place[key]] = checks[place[key]](key, value)
         if None in values:
             raise TypeError(f"{name}() needs {hypers[values.index(None)]!r}")
-        plan = _core.Plan(name, [param], [[state] for state in states], nouns, [""])
+        param, *views = (
+            _core.view(array, noun)
+            for array, noun in zip((param, *states), ["param", *rule.states], strict=True)
+        )
+        plan = _core.Plan(name, [param], [[state] for state in views], nouns, [""])
         plan.t = check.integer("t", t, 1) - 1
         decay = check.number("weight_decay", weight_decay)
         plan.step((grad,), None, (plan.t, values, decay, check.flag("maximize", maximize), 0))

@@ -47,7 +47,7 @@ __all__ = [  # noqa: RUF022 - in the order of this file
 ]
 
 Array = NDArray[Any]
-#: An array, or a list, tuple or dict of arrays.
+#: An array of NumPy, or of any library that shows its memory, or a list, tuple or dict of arrays.
 Arrays = Any
 #: The steps so far, the hyper-parameters in the rule's order, weight decay, maximize, the row.
 Scalars = tuple[int, list[float], float, bool, int]
@@ -101,7 +101,9 @@ class Optimizer:
 
     Args:
         params: the array to update in place, or a flat list, tuple or dict of arrays. Each is
-            float32 or float64, C-contiguous and writeable, and none overlaps another.
+            float32 or float64, C-contiguous and writeable, and none overlaps another. An array is
+            one of NumPy, or whatever else shows memory of the CPU by DLPack or as a buffer, such as
+            a tensor of PyTorch or an `array.array`; it is held as long as the optimizer lives.
         lr: the learning rate, at least 0; or a schedule, which is a function of the step (from 0).
         weight_decay: at least 0, default 0. Joins the gradient as `g + weight_decay * w`, unless
             the class says that it shrinks the parameter.
@@ -154,8 +156,9 @@ class Optimizer:
         if unknown:
             raise TypeError(f"{type(self).__name__}() has no argument {next(iter(unknown))!r}")
         self._structure = Structure(params, "params")
-        self._params: list[Array] = list(self._structure.arrays(params, "params"))
-        self._is_single = params is self._params[0]
+        self._given = list(self._structure.arrays(params, "params"))
+        self._is_single = params is self._given[0]
+        self._params = self._structure.views(params, "params")
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
@@ -202,8 +205,8 @@ class Optimizer:
         so that clipping has the same bits for any number of threads and any instruction set.
 
         Args:
-            grads: the gradients, in the structure, shapes and dtypes of `params`. They are only
-                read, unless `zero_grad`.
+            grads: the gradients, in the structure, shapes and dtypes of `params`, of any library.
+                They are only read, unless `zero_grad`, and so may be read-only.
             grad_scale: above 0, default 1: undoes the scale of a loss, or makes a sum a mean.
             clip_norm: the largest norm, above 0; None (default) does not clip, infinity only
                 measures.
@@ -289,7 +292,7 @@ class Optimizer:
     @property
     def params(self) -> Arrays:
         """The parameters, in the structure in which they were given."""
-        return self._structure.build(self._params)
+        return self._structure.build(self._given)
 
     @property
     def state(self) -> dict[str, Arrays]:

@@ -560,8 +560,9 @@ class Plan:
     def check_apart(self, array: Array, name: str) -> None:
         """Nothing, as above."""
 
-    def check_grads(self, grads: Sequence[Array], zero_grad: bool = False) -> Sequence[Array]:
-        return grads
+    def check_grads(self, grads: Sequence[Any], zero_grad: bool = False) -> Sequence[Array]:
+        scalar = np.generic  # what arithmetic on 0-d arrays gives
+        return [np.asarray(g) if isinstance(g, scalar) else _core.view(g, "grads") for g in grads]
 
     check_second_grads = check_grads
 
@@ -588,6 +589,8 @@ class Plan:
             _, hyper, weight_decay, maximize, self.row = scalars
             self.options: dict[str, Any] = dict(zip(self.hyper_names, hyper, strict=True))
             self.options.update(weight_decay=weight_decay, maximize=maximize)
+        grads = self.check_grads(grads)
+        second_grads = None if second_grads is None else self.check_second_grads(second_grads)
         grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
         report, clip = None, 1.0
         asked = clip_norm is not None or self.skip_nonfinite

@@ -1,0 +1,442 @@
+"""The rules as optimizers of PyTorch, for tensors in the memory of the CPU.
+
+Each class is a `torch.optim.Optimizer` that takes the place of PyTorch's own: the same arguments,
+defaults, parameter groups, hooks and `state_dict()`, so that a checkpoint of one goes on in the
+other. A step is one native call for all tensors of all groups, however many, and has the bits of
+the class of the same name in `gradstep`. The rules that PyTorch does not have are there too.
+
+A step either fits as a whole or changes nothing: a tensor that cannot be updated is refused by name
+before any other has moved. Parameters and states may have their axes in any order in memory; a
+gradient whose axes are in another order than its parameter's is copied into that order first.
+
+Example:
+    >>> import torch, gradstep.torch
+    >>> model = torch.nn.Linear(3, 1)
+    >>> opt = gradstep.torch.Adam(model.parameters(), lr=0.1)
+    >>> model(torch.ones(2, 3)).sum().backward()
+    >>> opt.step()
+    >>> opt.state[model.bias]["step"]
+    tensor(1.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _core, optimizers
+from ._memory import zeros_beside
+from .optimizers import CORE_RULES
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError('gradstep.torch needs PyTorch: pip install "gradstep[torch]"') from error
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(
+        "gradstep.torch needs a PyTorch whose tensors have the exchange API of DLPack 1.3; "
+        f"PyTorch {torch.__version__} does not: pip install -U torch"
+    )
+
+#: The classes that need no more than gradients, and whose states are arrays alone, also in PyTorch.
+CLASSES = {
+    cls.__name__: cls
+    for cls in optimizers.CLASSES
+    if not cls.step_needs
+    and cls.step is optimizers.Optimizer.step
+    and all(CORE_RULES[rule].row_state is None for rule in cls.rules)
+    and cls.__name__ != "ASGD"
+}
+
+__all__ = [*CLASSES, "BackwardSteps", "step_in_backward"]
+
+#: What PyTorch calls the states of the classes that it has too.
+STATE_NAMES: Mapping[str, Mapping[str, str]] = {
+    "SGD": {"b": "momentum_buffer"},
+    "Adagrad": {"m": "exp_avg", "s": "sum"},
+    "RMSprop": {"v": "square_avg", "q": "grad_avg", "b": "momentum_buffer"},
+    "Adam": {"m": "exp_avg", "v": "exp_avg_sq", "u": "max_exp_avg_sq"},
+    "Adamax": {"m": "exp_avg", "u": "exp_inf"},
+    "RAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
+    "Adadelta": {"v": "square_avg", "a": "acc_delta"},
+}
+STATE_NAMES = {**STATE_NAMES, "AdamW": STATE_NAMES["Adam"]}
+
+TYPES = (torch.float32, torch.float64)
+
+#: What PyTorch's classes can be asked for and these cannot, and why.
+REFUSED = {
+    "foreach": "a step is one pass over all tensors as it is",
+    "capturable": "CUDA graphs do not capture steps on the CPU",
+    "differentiable": "autograd does not see what a step does",
+}
+
+
+#: PyTorch's AdamW is an Adam with `decoupled_weight_decay`.
+DECOUPLED: Mapping[Any, type[optimizers.Optimizer]] = {optimizers.Adam: optimizers.AdamW}
+
+
+def _value(option: Any) -> Any:
+    """A number where PyTorch also takes a tensor of one."""
+    return option.item() if isinstance(option, torch.Tensor) else option
+
+
+def _relaid(param: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, laid out in memory as a parameter is."""
+    return torch.empty_like(param.detach()).copy_(other.detach())
+
+
+def _is_dense(param: torch.Tensor) -> bool:
+    """Whether the elements fill a range of memory, so that others can be laid out as they are."""
+    return (
+        (param.device.type, param.layout) == ("cpu", torch.strided)
+        and param.dtype in TYPES
+        and torch.empty_like(param, device="meta").stride() == param.stride()
+    )
+
+
+class _Settings:
+    """What the options of a parameter group come to. The classes of `gradstep` know."""
+
+    def __init__(
+        self,
+        cls: type[optimizers.Optimizer],
+        options: Mapping[str, Any],
+        names: Mapping[str, str],
+        counts: bool,
+    ) -> None:
+        self.key = {name: value for name, value in options.items() if name != "lr"}
+        # One element of each type, so that every option is checked in both.
+        both = [np.zeros(1, np.float32), np.zeros(1)]
+        self._opt = cls(both, **options)
+        rule = CORE_RULES[self._opt.rule]
+        #: The states by their names here, with what they start from.
+        self.starts = {
+            names.get(state, state): float(self._opt.state[state][1][0]) for state in rule.states
+        }
+        self.counts = counts and "step" not in self.starts
+        self._fixed = (self._opt.rule, list(self.starts), self.counts)
+        self.lr = None
+
+    def native(self, params: list[torch.Tensor], lr: Any) -> tuple[Any, ...]:
+        """The group as the native step takes it."""
+        if self.lr != lr or self.lr is None:
+            self._opt.lr = self.lr = lr
+            _, *self._scalars, _ = self._opt._scalars(0)
+        return (params, *self._fixed, *self._scalars)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """What the classes here have in common. Make one of them, such as `Adam`."""
+
+    _class: ClassVar[type[optimizers.Optimizer]]
+    #: The options that the class of `gradstep` takes, those among them that PyTorch's does not
+    #: take, and those that only PyTorch's takes, with their defaults.
+    _options: ClassVar[tuple[str, ...]]
+    _own: ClassVar[tuple[str, ...]]
+    _others: ClassVar[Mapping[str, Any]]
+    _signature: ClassVar[inspect.Signature]
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        bound = self._signature.bind(params, *args, **kwargs)
+        bound.apply_defaults()
+        _, *given = bound.arguments.items()
+        options = dict(given)
+        self._own_defaults = {name: options[name] for name in self._own}
+        if _in_torch(self._class.__name__) is None:
+            super().__init__(params, options)
+        else:
+            shared = {name: value for name, value in options.items() if name not in self._own}
+            super().__init__(params, **shared)
+        # With fused=True, PyTorch's classes have it undone in the step; a scaler does it otherwise.
+        self.__dict__.pop("_step_supports_amp_scaling", None)
+        if self.state:  # PyTorch's Adagrad makes its states at once: so are these, in their place
+            self.state.update(self._all_states())
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.defaults.update(self.__dict__.pop("_own_defaults", {}))
+        super().add_param_group(param_group)
+        try:
+            self._native_group(len(self.param_groups) - 1)
+        except BaseException:
+            del self.param_groups[-1]
+            raise
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, or raise and change nothing.
+
+        Args:
+            closure: evaluates the model again and returns the loss. Default None.
+
+        Returns:
+            What the closure returns.
+
+        Raises:
+            ValueError: a hyper-parameter out of its range; a parameter, gradient or state that is
+                no dense float32 or float64 tensor in the memory of the CPU, by name.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._steps().step(self, [self._native_group(i) for i in range(len(self.param_groups))])
+        return loss
+
+    def _step_one(self, group: int, param: torch.Tensor) -> None:
+        self._opt_called = True  # PyTorch's schedulers ask for it
+        _, *settings = self._native_group(group)
+        self._steps().step(self, [([param], *settings)])
+
+    def _steps(self) -> _core.TensorSteps:
+        """What carries the steps out. It is no part of a copy or a pickle."""
+        steps: _core.TensorSteps | None = self.__dict__.get("_native_steps")
+        if steps is None:
+            increment_version = torch.autograd.graph.increment_version
+            steps = self._native_steps = _core.TensorSteps(_relaid, increment_version)
+        return steps
+
+    def _settings(self, index: int) -> _Settings:
+        group = self.param_groups[index]
+        options = {name: _value(group[name]) for name in self._options}
+        known: dict[int, _Settings] = self.__dict__.setdefault("_known_settings", {})
+        found = known.get(index)
+        if found is None or any(options[name] != value for name, value in found.key.items()):
+            cls = self._class
+            if group.get("decoupled_weight_decay"):
+                cls = DECOUPLED.get(cls, cls)
+            for name, default in self._others.items():
+                if group.get(name) not in (None, False, default):
+                    reason = REFUSED.get(name, f"gradstep.{cls.__name__} has no such option")
+                    raise ValueError(f"{name} must be {default!r}, got {group[name]!r}: {reason}")
+            names = STATE_NAMES.get(cls.__name__, {})
+            # PyTorch's SGD does not count steps: the first is the one without a buffer.
+            found = known[index] = _Settings(cls, options, names, cls is not optimizers.SGD)
+        return found
+
+    def _native_group(self, index: int) -> tuple[Any, ...]:
+        group = self.param_groups[index]
+        return self._settings(index).native(group["params"], _value(group["lr"]))
+
+    def _all_states(self) -> dict[torch.Tensor, dict[str, Any]]:
+        """New states of all parameters that can have some; a step refuses the others."""
+        pairs = [
+            (g, param)
+            for g, group in enumerate(self.param_groups)
+            for param in group["params"]
+            if _is_dense(param)
+        ]
+        params = [param for _, param in pairs]
+        return dict(zip(params, self._made([g for g, _ in pairs], params), strict=True))
+
+    def _prepare(self) -> None:
+        """Make all states now, for parameters that come one by one.
+
+        They lie in one piece then. Made one by one, small ones would take room that large gradients
+        have left, and the next gradient would not fit there.
+        """
+        self._prepared = self._all_states()
+
+    def _new_states(
+        self, indices: Sequence[int], params: Sequence[torch.Tensor]
+    ) -> list[dict[str, Any]]:
+        """The states of parameters that have none, whose groups have these indices."""
+        prepared = self.__dict__.get("_prepared", {})
+        found = [prepared.pop(param, {}) for param in params]
+        fits = [
+            state and state.keys() >= self._settings(index).starts.keys()
+            for state, index in zip(found, indices, strict=True)
+        ]
+        return found if all(fits) else self._made(indices, params)
+
+    def _made(self, indices: Sequence[int], params: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+        """New states, which lie beside one another, as those of the classes of `gradstep` do."""
+        settings = [self._settings(index) for index in indices]
+        most = max((len(one.starts) for one in settings), default=0)
+        rooms = zeros_beside(
+            [param.detach().numpy() for param in params],
+            [
+                [(param.numel() if place < len(one.starts) else 0,) for one, param in pairs]
+                for pairs in [list(zip(settings, params, strict=True))]
+                for place in range(most)
+            ],
+        )
+        states = []
+        for one, param, *arrays in zip(settings, params, *rooms, strict=True):
+            state = {"step": _count(0.0)} if one.counts else {}
+            for (name, start), array in zip(one.starts.items(), arrays, strict=False):
+                if start:
+                    array.fill(start)
+                state[name] = torch.from_numpy(array).as_strided(param.shape, param.stride())
+            states.append(state)
+        return states
+
+    def _name(self, param: torch.Tensor) -> str:
+        """What messages call a parameter."""
+        for g, group in enumerate(self.param_groups):
+            for i, other in enumerate(group["params"]):
+                if other is param:
+                    place = "" if len(self.param_groups) == 1 else f"param_groups[{g}] "
+                    names = group.get("param_names")
+                    name = f"{names[i]!r}, " if names else ""
+                    return f"{place}params[{i}] ({name}shape {tuple(param.shape)})"
+        return f"a tensor of shape {tuple(param.shape)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, parameter in self._signature.parameters.items():
+                if name in self._own:
+                    group.setdefault(name, parameter.default)
+                elif name in REFUSED:  # how PyTorch's class stepped is no part of where it was
+                    group[name] = parameter.default
+            for param in group["params"]:
+                self._take_over(param, self.state.get(param, {}))
+
+    @staticmethod
+    def _take_over(param: torch.Tensor, state: dict[str, Any]) -> None:
+        """Counts become tensors, and states are laid out as their parameter is."""
+        for name, value in state.items():
+            if name == "step" and not isinstance(value, torch.Tensor):
+                state[name] = _count(float(value))
+            elif (
+                isinstance(value, torch.Tensor)
+                and name != "step"
+                and value.shape == param.shape
+                and value.stride() != param.stride()
+            ):
+                state[name] = _relaid(param, value)
+
+
+def _count(value: float) -> torch.Tensor:
+    """A number of steps, as PyTorch keeps it."""
+    double = torch.get_default_dtype() == torch.float64
+    return torch.tensor(value, dtype=torch.float64 if double else torch.float32)
+
+
+def _in_torch(name: str) -> type[torch.optim.Optimizer] | None:
+    """PyTorch's class of that name, where it has one."""
+    return getattr(torch.optim, name, None)
+
+
+def _optimizer(name: str) -> type[Optimizer]:
+    """The class for PyTorch of a class of `gradstep`, with the arguments of both."""
+    cls, theirs = CLASSES[name], _in_torch(name)
+    own = {
+        p.name: p
+        for p in inspect.signature(cls).parameters.values()
+        if p.name not in ("skip_nonfinite", "flush_denormals")
+    }
+    shared = dict(inspect.signature(theirs or cls).parameters)
+    beside = [p for p in own if p not in shared] if theirs else []
+    parameters = own
+    if theirs:
+        extra = {p: own[p].replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in beside}
+        parameters = {**shared, **extra}
+    like = f"`torch.optim.{name}`" if theirs else "those of `torch.optim`"
+    options = tuple(p for p in own if p != "params")
+    taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
+    return type(
+        name,
+        (Optimizer,) if theirs is None else (Optimizer, theirs),
+        {
+            "__module__": __name__,
+            "__doc__": f"`gradstep.{name}` for PyTorch, used like {like}. "
+            f"See there, and `gradstep.{name}` for the formula.",
+            "__signature__": inspect.Signature(list(parameters.values())),
+            "_signature": inspect.Signature(list(parameters.values())),
+            "_class": cls,
+            "_options": options,
+            "_own": tuple(beside),
+            "_others": {
+                name: p.default
+                for name, p in shared.items()
+                if name not in {*own, "fused"} and (cls, name) not in taken
+            },
+        },
+    )
+
+
+def __getattr__(name: str) -> type[Optimizer]:
+    if name not in CLASSES:
+        raise AttributeError(f"gradstep.torch has no {name!r}; it has {__all__}")
+    made = globals()[name] = _optimizer(name)
+    return made
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class BackwardSteps:
+    """What `step_in_backward` has set up: an optimizer that steps while gradients are formed."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        #: The optimizer: its `param_groups` are there for schedulers, its state for checkpoints.
+        self.optimizer = optimizer
+        optimizer._prepare()
+        self._handles = [
+            param.register_post_accumulate_grad_hook(self._hook(g))
+            for g, group in enumerate(optimizer.param_groups)
+            for param in group["params"]
+            if param.requires_grad
+        ]
+
+    def _hook(self, group: int) -> Callable[[torch.Tensor], None]:
+        optimizer = self.optimizer
+
+        def step_and_free(param: torch.Tensor) -> None:
+            optimizer._step_one(group, param)
+            param.grad = None
+
+        return step_and_free
+
+    def remove(self) -> None:
+        """Take the hooks off: gradients stay, and `optimizer.step()` uses them again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def step_in_backward(
+    model: torch.nn.Module | Iterable[Any],
+    optimizer_class: Callable[..., Optimizer],
+    **options: Any,
+) -> BackwardSteps:
+    """Update each parameter as soon as its gradient is complete, and free the gradient.
+
+    The parameter and its gradient are still in the cache then, and no more than a few gradients
+    are in memory at once. `backward()` does it all; do not call `step()`. What needs all gradients
+    at once is not possible: clipping by the norm, `torch.amp.GradScaler`, and gradients accumulated
+    over several calls of `backward()`. Hooks of the optimizer's `step()` do not run.
+
+    Args:
+        model: a `torch.nn.Module`, or parameters or groups of them, as optimizers take.
+        optimizer_class: a class of this module.
+        options: its arguments beside the parameters.
+
+    Returns:
+        A handle: `optimizer`, for schedulers and checkpoints, and `remove()`.
+
+    Raises:
+        ValueError: in `backward()`, what `step()` would raise. Parameters whose turn came before
+            have moved.
+
+    Example:
+        >>> import torch, gradstep.torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> handle = gradstep.torch.step_in_backward(model, gradstep.torch.SGD, lr=0.1)
+        >>> model(torch.ones(2, 3)).sum().backward()
+        >>> model.weight.grad is None
+        True
+        >>> handle.remove()
+    """
+    params: Any = model.parameters() if isinstance(model, torch.nn.Module) else model
+    optimizer = optimizer_class(params, **options)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer_class must be one of gradstep.torch, got {type(optimizer).__name__}"
+        )
+    return BackwardSteps(optimizer)
