@@ -31,11 +31,25 @@ GRADSTEP_INLINE T sign(T x) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+inline std::uint64_t bits_of(double x) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline double of_bits(std::uint64_t bits) {
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 /// base^n for n >= 0 by repeated squaring. Relative error below n * 2^-53.
 [[maybe_unused]] inline double power(double base, std::int64_t n) {
   double result = 1.0;
   for (; n > 0; n >>= 1) {
-    if (n & 1) result *= base;
+    // base or 1, without a branch: as n goes on from step to step, it would be guessed wrong.
+    const std::uint64_t odd = std::uint64_t{0} - static_cast<std::uint64_t>(n & 1), one = bits_of(1.0);
+    result *= of_bits(one ^ ((bits_of(base) ^ one) & odd));
     base *= base;
   }
   return result;
@@ -85,19 +99,8 @@ constexpr double fraction_powers[32] = {
     0x1.f50765b6e4540p+0,
 };
 
-inline std::uint64_t bits_of(double x) {
-  std::uint64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
 /// 2^k for a whole number -1022 <= k <= 1023.
-inline double power_of_two(double k) {
-  const std::uint64_t bits = bits_of(k + (rounder + 1023)) << 52;
-  double result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
+inline double power_of_two(double k) { return of_bits(bits_of(k + (rounder + 1023)) << 52); }
 
 /// e^x: x = (32 n + i) ln(2)/32 + r with |r| <= ln(2)/64, then 2^n 2^(i/32) times the Taylor series of e^r. Error below
 /// 1.1 ulp (tested). No branches, so that it can be computed for many numbers at once.
