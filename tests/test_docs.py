@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,11 @@ def test_the_readme_names_every_class():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for cls in CLASSES:
         assert f"`{cls.__name__}`" in readme
+
+
+def test_the_page_of_the_rules_is_that_of_the_docstrings():
+    made = runpy.run_path(str(ROOT / "docs" / "make_rules.py"))["page"]()
+    assert made == (ROOT / "docs" / "rules.md").read_text(encoding="utf-8"), "docs/make_rules.py"
 
 
 def test_the_version_is_in_the_changelog():
