@@ -406,7 +406,6 @@ class TensorSteps {
     const char* role;
 
     operator std::string() const { return role + name(steps->optimizer_, steps->slots_[slot].param); }
-    friend std::string operator+(const Role& role, const std::string& rest) { return std::string(role) + rest; }
   };
 
   py::object relaid_, increment_version_;
