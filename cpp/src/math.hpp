@@ -170,8 +170,10 @@ GRADSTEP_INLINE double log(double x) {
 
 /// base^exponent for base >= 0: by multiplications where the exponent is a whole number, else e^(exponent ln base).
 GRADSTEP_INLINE double power(double base, double exponent) {
-  if (exponent >= 0.0 && exponent <= 9007199254740992.0 && exponent == ::floor(exponent))
-    return power(base, static_cast<std::int64_t>(exponent));
+  if (exponent >= 0.0 && exponent <= 9007199254740992.0) {
+    const auto whole = static_cast<std::int64_t>(exponent);  // floor() would be a call at some levels
+    if (exponent == static_cast<double>(whole)) return power(base, whole);
+  }
   if (base == 0.0) return exponent > 0.0 ? 0.0 : HUGE_VAL;
   return gradstep::exp(exponent * gradstep::log(base));
 }
