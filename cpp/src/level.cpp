@@ -39,9 +39,7 @@ struct Prelude {
 
   T operator()(T& w, T g) const {
     w = shrink * w;
-    g = scaled(g);
-    g = g > clip_value ? clip_value : g;  // NaN stays NaN
-    g = g < -clip_value ? -clip_value : g;
+    g = clipped(scaled(g), clip_value);
     return couples != 0 ? g + coupled * w : g;
   }
 };

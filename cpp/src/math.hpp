@@ -19,6 +19,13 @@ namespace {
 [[maybe_unused]] inline float root(float x) { return ::sqrtf(x); }
 [[maybe_unused]] inline double root(double x) { return ::sqrt(x); }
 
+/// The nearest number to x within plus and minus the limit; NaN stays.
+template <class T>
+GRADSTEP_INLINE T clipped(T x, T limit) {
+  x = x > limit ? limit : x;
+  return x < -limit ? -limit : x;
+}
+
 /// 1, -1, or 0; NaN stays.
 template <class T>
 GRADSTEP_INLINE T sign(T x) {

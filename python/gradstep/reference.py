@@ -31,6 +31,11 @@ def power(base: float, n: int) -> float:
     return result
 
 
+def clipped(x: Array, limit: Any) -> Array:
+    """The nearest numbers within plus and minus the limit, which has the dtype of `x`."""
+    return np.where(x > limit, limit, np.where(x < -limit, -limit, x))
+
+
 def sgd(w: Array, g: Array, *, t: int, lr: float) -> None:
     w -= lr * g
 
@@ -232,7 +237,7 @@ def adopt(
         return
     limit = g.dtype.type(math.sqrt(math.sqrt(t - 1)))
     n = g / np.maximum(np.sqrt(v), g.dtype.type(eps))
-    n = np.where(n > limit, limit, np.where(n < -limit, -limit, n))
+    n = clipped(n, limit)
     m[...] = beta1 * m + (1 - beta1) * n
     w -= lr * m
     v[...] = beta2 * v + (1 - beta2) * (g * g)
@@ -245,7 +250,7 @@ def ftrl(
     before = np.sqrt(n)
     n += g * g
     z += g - inverse * (np.sqrt(n) - before) * w
-    beyond = z - np.where(z > threshold, threshold, np.where(z < -threshold, -threshold, z))
+    beyond = z - clipped(z, threshold)
     w[...] = np.where(beyond == 0, 0, -(beyond / (inverse * np.sqrt(n) + (beta * inverse + l2))))
 
 
@@ -325,7 +330,7 @@ def saga_l1(
 ) -> None:
     saga(w, g, d, y, t=t, lr=lr, **seen)
     threshold = w.dtype.type(lr * l1)
-    w -= np.where(w > threshold, threshold, np.where(w < -threshold, -threshold, w))
+    w -= clipped(w, threshold)
 
 
 def svrg(w: Array, g: Array, snapshot_grad: Array, mu: Array, *, t: int, lr: float) -> None:
@@ -426,8 +431,7 @@ def step(
         own = len(states) - GRADIENTS.get(rule, 0)
         states = [*states[:own], *map(scaled, states[own:])]
         if clip_value < math.inf:
-            limit = g.dtype.type(clip_value)
-            g = np.where(g > limit, limit, np.where(g < -limit, -limit, g))
+            g = clipped(g, g.dtype.type(clip_value))
         if weight_decay != 0 and rule in DECOUPLED:
             w *= 1 - hyper["lr"] * weight_decay
         elif weight_decay != 0:

@@ -252,9 +252,7 @@ struct ADOPT {
 
   void operator()(T& w, T g, T& m, T& v) const {
     const T deviation = root(v);
-    T n = g / (deviation < eps ? eps : deviation);
-    n = n > limit ? limit : n;
-    n = n < -limit ? -limit : n;
+    const T n = clipped(g / (deviation < eps ? eps : deviation), limit);
     const T mean = beta1 * m + rest1 * n;
     m = first ? m : mean;
     w = first ? w : w - lr * mean;
@@ -296,10 +294,7 @@ struct FTRL {
     n = n + g * g;
     const T after = root(n);
     z = z + (g - inverse * (after - before) * w);
-    T kept = z;  // NaN stays NaN
-    kept = kept > l1 ? l1 : kept;
-    kept = kept < -l1 ? -l1 : kept;
-    const T beyond = z - kept;
+    const T beyond = z - clipped(z, l1);
     w = beyond == 0 ? T(0) : -(beyond / (inverse * after + steady));
   }
 };

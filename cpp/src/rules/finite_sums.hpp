@@ -112,10 +112,7 @@ struct SAGAL1 : SAGA<T> {
 
   void operator()(T& w, T g, T& d, T& y) const {
     SAGA<T>::operator()(w, g, d, y);
-    T kept = w;  // NaN stays NaN
-    kept = kept > threshold ? threshold : kept;
-    kept = kept < -threshold ? -threshold : kept;
-    w = w - kept;
+    w = w - clipped(w, threshold);
   }
 };
 
