@@ -21,7 +21,7 @@ ROUNDS = {1_000: 301, 100_000: 51, 10_000_000: 9}
 #: What classes need beside the parameters, and functions beside the arrays.
 NEEDED = {"lr": 1e-3, "window": 3, "rows": 2, "momentum": 0.9, "beta": 0.9, "seen": 10.0}
 NEEDED |= {"row_weight": 1.5, "weight_seen": 12.0, "rows_seen": 10.0, "l1": 0.1}
-NEEDED |= {"mu_product": 0.8, "share": 0.1, "decay": 0.01}
+NEEDED |= {"mu_product": 0.8, "share": 0.1}
 NEEDED |= {"etaminus": 0.5, "etaplus": 1.2, "step_min": 1e-6, "step_max": 50.0}
 NEEDED |= {"full_gradient": lambda params: 0.5 * params}
 

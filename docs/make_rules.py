@@ -27,6 +27,8 @@ ELSEWHERE = {
     "Yogi": "optax",
     "AdEMAMix": "optax, bitsandbytes",
     "FTRL": "Keras",
+    "LARS": "optax",
+    "LAMB": "Keras, optax, bitsandbytes",
     "Rprop": "PyTorch, optax",
     "Lion": "Keras, optax, bitsandbytes",
     "ASGD": "PyTorch",
@@ -52,15 +54,11 @@ ORDER = sorted(CLASSES, key=lambda cls: list(CORE_RULES).index(cls.rules[0]))
 COMMON = {"params", "lr", "weight_decay", "maximize", "skip_nonfinite", "flush_denormals"}
 
 
-def traffic(rule: str) -> int:
-    """Bytes per float32 element: a step reads each array, and writes all but gradients."""
-    spec = CORE_RULES[rule]
-    read_only = 1 + len(spec.gradients)
-    return 4 * (2 * (1 + len(spec.states) - len(spec.gradients)) + read_only)
-
-
 def traffic_of(cls: type[Optimizer]) -> str:
-    return ", ".join(map(str, dict.fromkeys(traffic(rule) for rule in cls.rules)))
+    """Bytes per float32 element."""
+    return ", ".join(
+        str(n) for n in dict.fromkeys(4 * CORE_RULES[rule].streams for rule in cls.rules)
+    )
 
 
 def section(doc: str, title: str) -> str:

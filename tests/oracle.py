@@ -58,8 +58,8 @@ HYPER = {
     "lambd": 0.02,
     "t0": 1.0,
     "l2": 0.2,
+    "trust_coefficient": 0.02,
     "share": 0.3,
-    "decay": 0.05,
 }
 
 

@@ -26,7 +26,7 @@ pytestmark = [
 #: The widest registers of each level, as objdump names them.
 REGISTER = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
 KERNEL = re.compile(
-    r"gradstep::(\w+)::\(anonymous namespace\)::sweep<.*::(\w+)<(?:float|double)>, (\w+)>"
+    r"gradstep::(\w+)::\(anonymous namespace\)::(sweep|measure)<.*::(\w+)<(?:float|double)>, (\w+)>"
 )
 #: The kernels of dense rows, with their template arguments.
 ROWS = re.compile(
@@ -58,22 +58,28 @@ def functions() -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def kernels() -> dict[tuple[str, str, str], list[tuple[str, str]]]:
-    """The sweep of each (level, rule's struct, element type)."""
+def kernels() -> dict[tuple[str, str, str, str], list[tuple[str, str]]]:
+    """The passes of each (level, pass, rule's struct, element type)."""
     matches = ((KERNEL.search(name), code) for name, code in functions().items())
     return {match.groups(): code for match, code in matches if match}
 
 
 def test_each_kernel_is_there():
     built = {level.replace("-", "_") for level in _core.isa_levels()}
-    count = collections.Counter((level, dtype) for level, _, dtype in kernels())
-    expected = {(level, dtype): len(RULES) for level in built for dtype in ("float", "double")}
+    count = collections.Counter((level, name, dtype) for level, name, _, dtype in kernels())
+    measured = [rule for rule in RULES.values() if rule.has_trust]
+    expected = {
+        (level, name, dtype): len(rules)
+        for level in built
+        for name, rules in (("sweep", RULES), ("measure", measured))
+        for dtype in ("float", "double")
+    }
     assert dict(count) == expected
 
 
 @pytest.mark.parametrize("level", REGISTER)
 def test_each_kernel_is_vectorised(level):
-    for (where, struct, dtype), code in kernels().items():
+    for (where, name, struct, dtype), code in kernels().items():
         if where != level:
             continue
         wide = {
@@ -82,7 +88,9 @@ def test_each_kernel_is_vectorised(level):
             if PACKED.match(mnemonic) and REGISTER[level] in operands
         }
         suffix = "ps" if dtype == "float" else "pd"
-        assert any(m.endswith("mul" + suffix) for m in wide), f"{struct}<{dtype}> is not vectorised"
+        assert any(m.endswith("mul" + suffix) for m in wide), (
+            f"{name}<{struct}<{dtype}>> is not vectorised"
+        )
 
 
 @pytest.mark.parametrize("level", REGISTER)

@@ -67,6 +67,21 @@ def adopt(w, g, s, t, lr=1e-3, b1=0.9, b2=0.9999, eps=1e-6, wd=0.0):
     return w - lr * s["m"]
 
 
+def lars(w, g, s, t, lr=0.01, mu=0.9, trust=1e-3, wd=0.0):
+    """You, Gitman and Ginsburg 2017, algorithm 1, with the coefficient of equation 6."""
+    local = trust * np.linalg.norm(w) / (np.linalg.norm(g) + wd * np.linalg.norm(w))
+    s["v"] = mu * s.get("v", 0) + lr * local * (g + wd * w)
+    return w - s["v"]
+
+
+def lamb(w, g, s, t, lr=1e-3, b1=0.9, b2=0.999, eps=1e-6, wd=0.0):
+    """You et al. 2020, algorithm 2."""
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g**2
+    r = s["m"] / (1 - b1**t) / (np.sqrt(s["v"] / (1 - b2**t)) + eps)
+    return w - lr * np.linalg.norm(w) / np.linalg.norm(r + wd * w) * (r + wd * w)
+
+
 def ftrl(w, g, s, t, lr=0.1, beta=1.0, l1=0.0, l2=0.0):
     """McMahan et al. 2013, algorithm 1."""
     z, n = s.get("z", 0 * w), s.get("n", 0 * w)
@@ -102,6 +117,13 @@ def schedule_free_adamw(
 
 
 CASES = [
+    (gs.LARS, {"lr": 0.01}, lars, {}),
+    (gs.LARS,
+     {"lr": 0.01, "momentum": 0.5, "trust_coefficient": 0.3, "weight_decay": 0.1}, lars,
+     {"mu": 0.5, "trust": 0.3, "wd": 0.1}),
+    (gs.LAMB, {"lr": 0.01}, lamb, {}),
+    (gs.LAMB, {"lr": 0.01, "betas": (0.7, 0.9), "eps": 1e-3, "weight_decay": 0.1}, lamb,
+     {"b1": 0.7, "b2": 0.9, "eps": 1e-3, "wd": 0.1}),
     (gs.FTRL, {"lr": 0.01}, ftrl, {}),
     (gs.FTRL, {"lr": 0.01, "beta": 0.3, "l1": 0.2, "l2": 0.4}, ftrl,
      {"beta": 0.3, "l1": 0.2, "l2": 0.4}),
@@ -214,6 +236,40 @@ def test_schedule_free_points(cls, tmp_path):
     np.testing.assert_array_equal(again.params, y)
 
 
+@pytest.mark.parametrize("cls", [gs.LARS, gs.LAMB])
+def test_a_trust_ratio_is_that_of_one_array(cls):
+    """Two arrays of one step are two steps, and a flat vector of both is something else."""
+    arrays = [np.array([3.0, 4.0]), np.array([0.1, 0.0, 0.2])]
+    grads = [np.array([1.0, 2.0]), np.array([5.0, 0.0, 1.0])]
+    together, flat = [a.copy() for a in arrays], np.concatenate(arrays)
+    cls(together, lr=0.1).step(grads)
+    for array, grad, expected in zip(arrays, grads, together, strict=True):
+        cls(array, lr=0.1).step(grad)
+        np.testing.assert_array_equal(array, expected)
+    cls(flat, lr=0.1).step(np.concatenate(grads))
+    assert not np.allclose(flat, np.concatenate(together))
+
+
+@pytest.mark.parametrize("cls", [gs.LARS, gs.LAMB])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm", [0.0, np.nan, np.inf, "too large for squares"])
+def test_without_a_norm_the_trust_ratio_is_1(cls, dtype, norm):
+    """Parameters that begin at 0 move, and one bad number does not spoil the others."""
+    w, plain = np.ones(3, dtype), np.ones(3, dtype)
+    if norm == "too large for squares":
+        if dtype == np.float32:
+            pytest.skip("their squares fit in float64")
+        norm = 1e200
+    w[0] = norm
+    if norm == 0:
+        w[:] = plain[:] = 0
+    options = {"trust_coefficient": 1.0} if cls is gs.LARS else {}
+    cls(w, lr=0.1, **options).step(np.ones(3, dtype))
+    plain_rule = gs.SGD if cls is gs.LARS else gs.Adam
+    plain_rule(plain, lr=0.1).step(np.ones(3, dtype))
+    np.testing.assert_allclose(w[1:], plain[1:], rtol=1e-5)
+
+
 def test_ftrl_has_weights_of_0():
     w = np.zeros(4)
     opt = gs.FTRL(w, l1=1.0)
@@ -242,6 +298,8 @@ def test_asgd_averages_its_points():
         (gs.AdEMAMix, {"betas": (0.9, 0.999)}, r"betas must be three numbers, got \(0.9, 0.999\)"),
         (gs.NAdam, {"momentum_decay": -1.0}, "momentum_decay must be at least 0"),
         (gs.FTRL, {"lr": 0.0}, "lr must be above 0"),
+        (gs.LARS, {"lr": 0.1, "trust_coefficient": 0.0}, "trust_coefficient must be above 0"),
+        (gs.LAMB, {"weight_decay": -1.0}, "weight_decay must be at least 0"),
         (gs.ScheduleFreeSGD, {"momentum": 0.0}, "momentum must be above 0"),
         (gs.ScheduleFreeAdamW, {"betas": (0.0, 0.9)}, "beta1 must be above 0"),
         (gs.ScheduleFreeSGD, {"warmup_steps": -1}, "warmup_steps must be at least 0"),

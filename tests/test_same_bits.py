@@ -133,9 +133,9 @@ finite_hyper = {
     "step_max": st.floats(2**-20, 1024, width=32),
     "lambd": st.floats(0, 1, width=32),
     "l2": st.floats(0, 1024, width=32),
+    "trust_coefficient": st.floats(2**-20, 8, width=32),
     "beta": st.floats(0, 1, exclude_max=True, width=32),
     "share": st.floats(0, 1, width=32),
-    "decay": st.floats(0, 8, width=32),
     "t0": st.integers(0, 10**6).map(float),
 }
 

@@ -354,7 +354,7 @@ class Plan {
     step.fresh_row = marks_ && !marks_[row_];
     const bool resums = marks_ && step.t % rows_.count == 0;
     const bool asked = treatment.clip_norm || skip_nonfinite_;
-    const std::vector<Job> second = asked && arrives_ ? second_jobs() : std::vector<Job>{};
+    std::vector<Job> second = asked && arrives_ ? second_jobs() : std::vector<Job>{};
     Outcome outcome;
     {
       // The slots and `held` keep the memory alive, and nothing below touches a Python object. A small step is over
@@ -615,6 +615,11 @@ Names gradient_names(const Spec& spec) {
   return names[py::slice(state_count(spec) - spec.gradients, state_count(spec), 1)].cast<py::tuple>();
 }
 
+int streams(const Spec& spec) {
+  const int written = 1 + static_cast<int>(state_count(spec)) - spec.gradients;
+  return 2 * written + 1 + spec.gradients + spec.measured;
+}
+
 py::typing::Optional<py::str> row_state(const Spec& spec) {
   if (spec.row_state < 0) return py::none();
   return py::str(spec.states[spec.row_state]);
@@ -662,6 +667,11 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly(
           "decoupled", [](const Spec& spec) { return spec.decay == Decay::decoupled; },
           "Whether weight decay shrinks the parameter instead of joining the gradient.")
+      .def_property_readonly("streams", streams,
+                             "How many arrays as large as the parameter a step reads, and writes, taken together.")
+      .def_property_readonly(
+          "has_trust", [](const Spec& spec) { return spec.has_trust; },
+          "Whether each array has a factor of its own, which follows from norms over it.")
       .def("check_hyper", check_hyper_by_name, py::arg("name"), py::arg("value"), py::arg("single_precision"),
            "Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.");
   m.def("rules", rules, "Every rule, in order of increasing complexity.");

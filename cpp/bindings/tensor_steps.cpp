@@ -23,6 +23,7 @@
 #include "compiler.hpp"
 #include "levels.hpp"
 #include "shared.hpp"
+#include "step.hpp"
 #include "threads.hpp"
 #include "views.hpp"
 
@@ -112,7 +113,7 @@ class TensorSteps {
       constexpr std::int64_t worth_releasing = 4096;
       std::optional<py::gil_scoped_release> release;
       if (size_ >= worth_releasing) release.emplace();
-      run(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, Denormals::keep);
+      update(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, Denormals::keep);
     }
     for (const Slot& slot : slots_) slot.count.write(slot.t);
   }

@@ -21,8 +21,9 @@ struct Hyper {
   Range range;
 };
 
-/// Coupled weight decay joins the gradient, decoupled weight decay shrinks the parameter.
-enum class Decay { coupled, decoupled };
+/// Coupled weight decay joins the gradient, decoupled weight decay shrinks the parameter. Some rules have it at a place
+/// of their own, and are given it when their scalars are folded.
+enum class Decay { coupled, decoupled, in_rule };
 
 /// What the rest of the program knows of a rule. Every rule's first hyper-parameter is `lr`.
 struct Spec {
@@ -34,6 +35,8 @@ struct Spec {
   int row_sum = -1;          // the state that is the sum of those rows; -1: none
   int second_gradient = -1;  // the state whose arrays come with each step, as the gradients do; -1: none
   int gradients = 0;         // so many of the last states are gradients: multiplied as the first one is, and only read
+  bool has_trust = false;    // whether each array has a factor of its own, its trust ratio
+  int measured = 0;          // how many arrays more a step then reads or writes, because it takes two passes
 };
 
 /// The scalars of one step, all in double.
@@ -54,6 +57,7 @@ struct Buffers {
   void* param;
   void* grad;  // written to only where Step::zero_grad says so
   void* states[max_states];
+  double trust = 1;  // the array's trust ratio, for rules that have one
 };
 
 /// A norm is summed in blocks of this many elements, each from the start of its array, and a block in this many lanes.
@@ -66,10 +70,18 @@ struct Constants {
   alignas(16) unsigned char bytes[256];
 };
 
-/// A rule compiled for one element type and one level.
+/// Sums of squares over some elements: of the parameter, and of what its trust ratio compares it with.
+struct Squares {
+  double param, direction;
+};
+
+/// A rule compiled for one element type and one level. Where it has trust ratios, `measure` goes over each block of at
+/// most block_size elements first, and brings the states up to date; `trust` makes a ratio of the two norms.
 struct Kernel {
   void (*fold)(const Step&, Constants&) noexcept;
   void (*sweep)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end) noexcept;
+  Squares (*measure)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end) noexcept = nullptr;
+  double (*trust)(const Constants&, double param_norm, double direction_norm) noexcept = nullptr;
 };
 
 /// A rule as one level has it.

@@ -65,9 +65,18 @@ constexpr std::size_t state_count() {
   return n;
 }
 
+template <class Rule>
+Rule make(const typename Rule::Hyper& hyper, const Step& step) {
+  if constexpr (Rule::spec.decay == Decay::in_rule)
+    return Rule(hyper, step.t, step.weight_decay);
+  else
+    return Rule(hyper, step.t);
+}
+
 template <class Rule, class T>
 void fold(const Step& step, Constants& constants) noexcept {
   using Hyper = typename Rule::Hyper;
+  static_assert(!Rule::spec.has_trust || Rule::spec.decay == Decay::in_rule, "a norm is that of the whole direction");
   static_assert(sizeof(Hyper) == hyper_count<Rule>() * sizeof(double), "Hyper and spec.hyper name the same doubles");
   static_assert(sizeof(Folded<Rule, T>) <= sizeof(Constants::bytes), "Constants is too small for this rule");
   static_assert(alignof(Folded<Rule, T>) <= alignof(Constants), "Constants is not aligned for this rule");
@@ -75,7 +84,12 @@ void fold(const Step& step, Constants& constants) noexcept {
   Hyper hyper;
   std::memcpy(&hyper, step.hyper, sizeof hyper);
   new (constants.bytes)
-      Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), Rule(hyper, step.t), step.zero_grad, step.fresh_row};
+      Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), make<Rule>(hyper, step), step.zero_grad, step.fresh_row};
+}
+
+template <class Rule, class T>
+GRADSTEP_INLINE const Folded<Rule, T>& unfold(const Constants& constants) {
+  return *std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
 }
 
 // A state as its rule gets it: to be written to, or, where it is a gradient, multiplied as the first one is.
@@ -110,28 +124,28 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, 
 template <class Rule, class T>
 GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
                              std::int64_t end) noexcept {
-  const auto* folded = std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
+  Folded<Rule, T> folded = unfold<Rule, T>(constants);
+  if constexpr (Rule::spec.has_trust) folded.rule.rely(buffers.trust);
   constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
   if constexpr (Rule::spec.row_state >= 0) {
-    if (folded->fresh_row) {
-      if (folded->zero_grad)
-        loop<true, true, Rule, T>(*folded, buffers, begin, end, states);
+    if (folded.fresh_row) {
+      if (folded.zero_grad)
+        loop<true, true, Rule, T>(folded, buffers, begin, end, states);
       else
-        loop<false, true, Rule, T>(*folded, buffers, begin, end, states);
+        loop<false, true, Rule, T>(folded, buffers, begin, end, states);
       return;
     }
   }
-  if (folded->zero_grad)
-    loop<true, false, Rule, T>(*folded, buffers, begin, end, states);
+  if (folded.zero_grad)
+    loop<true, false, Rule, T>(folded, buffers, begin, end, states);
   else
-    loop<false, false, Rule, T>(*folded, buffers, begin, end, states);
+    loop<false, false, Rule, T>(folded, buffers, begin, end, states);
 }
 
 // Squares in double: those of float32 are exact, and their sum cannot overflow. Each lane adds every lane_count-th
 // square, so that the order is the same for vectors of any width. `plain`: both factors are 1.
 template <bool plain, class T>
-GRADSTEP_INLINE double add_squares(const T* g, std::int64_t size, T scale, double range) {
-  double lanes[lane_count] = {};
+GRADSTEP_INLINE void add_squares(double (&lanes)[lane_count], const T* g, std::int64_t size, T scale, double range) {
   const auto add = [&](std::int64_t i, int lane) {
     const double x = plain ? double(g[i]) : range * double(scale * g[i]);
     lanes[lane] += x * x;
@@ -141,6 +155,9 @@ GRADSTEP_INLINE double add_squares(const T* g, std::int64_t size, T scale, doubl
 #pragma omp simd
     for (int lane = 0; lane < lane_count; ++lane) add(i + lane, lane);
   for (int lane = 0; i < size; ++i, ++lane) add(i, lane);
+}
+
+GRADSTEP_INLINE double sum_of_lanes(double (&lanes)[lane_count]) {
   for (int half = lane_count / 2; half > 0; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   return lanes[0];
@@ -149,7 +166,49 @@ GRADSTEP_INLINE double add_squares(const T* g, std::int64_t size, T scale, doubl
 template <class T>
 GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
   const T* const g = static_cast<const T*>(grads);
-  return scale == 1 && range == 1 ? add_squares<true>(g, size, T(1), 1) : add_squares<false>(g, size, T(scale), range);
+  double lanes[lane_count] = {};
+  if (scale == 1 && range == 1)
+    add_squares<true>(lanes, g, size, T(1), 1);
+  else
+    add_squares<false>(lanes, g, size, T(scale), range);
+  return sum_of_lanes(lanes);
+}
+
+// The first pass of a rule with trust ratios. A piece of the direction stays in the cache until its squares are summed.
+template <class Rule, class T, std::size_t... I>
+GRADSTEP_INLINE Squares measure(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin,
+                                std::int64_t end, std::index_sequence<I...>) {
+  const T* const w = static_cast<const T*>(buffers.param);
+  const T* const g = static_cast<const T*>(buffers.grad);
+  T* const states[] = {static_cast<T*>(buffers.states[I])...};
+  constexpr std::int64_t piece = 512;
+  static_assert(piece % lane_count == 0, "each piece begins at the first lane");
+  T direction[piece];
+  double of_param[lane_count] = {}, of_direction[lane_count] = {};
+  for (; begin < end; begin += piece) {
+    const std::int64_t size = end - begin < piece ? end - begin : piece;
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) {
+      T value = w[begin + i];
+      const T gradient = folded.prelude(value, g[begin + i]);
+      direction[i] = folded.rule.direction(value, gradient, states[I][begin + i]...);
+    }
+    add_squares<true>(of_param, w + begin, size, T(1), 1);
+    add_squares<true>(of_direction, direction, size, T(1), 1);
+  }
+  return {sum_of_lanes(of_param), sum_of_lanes(of_direction)};
+}
+
+template <class Rule, class T>
+GRADSTEP_NOINLINE Squares measure(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                  std::int64_t end) noexcept {
+  return measure<Rule, T>(unfold<Rule, T>(constants), buffers, begin, end,
+                          std::make_index_sequence<state_count<Rule>()>());
+}
+
+template <class Rule, class T>
+double trust(const Constants& constants, double param_norm, double direction_norm) noexcept {
+  return unfold<Rule, T>(constants).rule.trust(param_norm, direction_norm);
 }
 
 // More rows than one, because the memory is faster where it is read at several places.
@@ -200,7 +259,10 @@ constexpr Kernel streams_kernel(std::index_sequence<I...>) {
 
 template <class Rule, class T>
 constexpr Kernel kernel() {
-  return {fold<Rule, T>, sweep<Rule, T>};
+  if constexpr (Rule::spec.has_trust)
+    return {fold<Rule, T>, sweep<Rule, T>, measure<Rule, T>, trust<Rule, T>};
+  else
+    return {fold<Rule, T>, sweep<Rule, T>};
 }
 
 template <template <class> class... Rules, std::size_t... N>

@@ -5,13 +5,15 @@
 #include "rules/adaptive.hpp"
 #include "rules/averaging.hpp"
 #include "rules/finite_sums.hpp"
+#include "rules/layerwise.hpp"
 #include "rules/signs.hpp"
 #include "rules/textbook.hpp"
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-using AllRules = decltype(TextbookRules{} + AdaptiveRules{} + SignRules{} + AveragingRules{} + FiniteSumRules{});
+using AllRules =
+    decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + SignRules{} + AveragingRules{} + FiniteSumRules{});
 
 }  // namespace
 }  // namespace gradstep::GRADSTEP_LEVEL

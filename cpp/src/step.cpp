@@ -1,5 +1,6 @@
 #include "step.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -52,8 +53,29 @@ Norm grad_norm(const Batch& batch, const Table& table, double scale) {
   return {unit * std::sqrt(sum), culprit};
 }
 
+void update(Job* jobs, std::int64_t count, int threads, Denormals denormals) {
+  if (std::any_of(jobs, jobs + count, [](const Job& job) { return job.kernel->measure; })) {
+    const auto blocks = static_cast<std::size_t>(count_blocks(jobs, count));
+    std::vector<Squares> squares(blocks);
+    std::vector<double> sums(blocks);
+    measure_blocks(jobs, count, threads, denormals, squares.data());
+    auto block = squares.cbegin();
+    for (Job* job = jobs; job != jobs + count; ++job) {
+      const auto end = block + count_blocks(job, 1);
+      const auto norm = [&](double Squares::* of) {
+        std::transform(block, end, sums.begin(), [of](const Squares& one) { return one.*of; });
+        return std::sqrt(sum_tree(sums.data(), end - block));
+      };
+      if (job->kernel->trust)
+        job->buffers.trust = job->kernel->trust(*job->constants, norm(&Squares::param), norm(&Squares::direction));
+      block = end;
+    }
+  }
+  run(jobs, count, threads, denormals);
+}
+
 Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, const Treatment& treatment, bool measure,
-                  const Job* second) {
+                  Job* second) {
   step.grad_scale = treatment.grad_scale;
   step.clip = 1;
   step.clip_value = treatment.clip_value.value_or(HUGE_VAL);
@@ -74,7 +96,7 @@ Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, c
   const Entry& entry = table.entries[rule];
   if (batch.float32) entry.float32.fold(step, *batch.float32);
   if (batch.float64) entry.float64.fold(step, *batch.float64);
-  run(batch.jobs, batch.count, batch.threads, batch.denormals);
+  update(batch.jobs, batch.count, batch.threads, batch.denormals);
   return outcome;
 }
 

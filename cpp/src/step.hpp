@@ -12,7 +12,7 @@ namespace gradstep {
 
 /// The arrays of a step, and what it runs on.
 struct Batch {
-  const Job* jobs;
+  Job* jobs;
   std::int64_t count;
   Constants* float32;  // to be folded, what the jobs of this type point to; null: there are none
   Constants* float64;
@@ -34,11 +34,15 @@ struct Outcome {
   bool usable;   // otherwise nothing has changed
 };
 
+/// Runs all jobs, whose constants are folded. Rules with trust ratios have theirs measured before, in a pass of its
+/// own.
+void update(Job* jobs, std::int64_t count, int threads, Denormals denormals);
+
 /// Takes a step by a rule of the table, unless the gradients were measured and are not usable: not finite, or, where
 /// there is a clip_norm, of a norm beyond float64. `measure` asks for that; clip_norm does too. Further gradients that
 /// must be finite come as the jobs of `second`, if not null. Of `step`, the members that Treatment has are filled in.
 Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, const Treatment& treatment, bool measure,
-                  const Job* second);
+                  Job* second);
 
 /// What to say of gradients that are not usable. `culprit` is the name of that array, `all` that of all.
 std::string why_unusable(const Norm& norm, const std::string& culprit, const std::string& all,

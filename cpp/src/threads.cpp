@@ -117,6 +117,22 @@ void share_out(std::int64_t total, int threads, const Work& work, std::int64_t e
 
 std::int64_t blocks_of(const Job& job) { return (job.size + block_size - 1) / block_size; }
 
+// Calls work(job, begin, end, block) for each block of each job, counted from the first block of the first job.
+template <class Work>
+void for_each_block(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Work& work) {
+  share_out(total_size(jobs, count), threads, [=, &work](Share share) {
+    const FloatMode mode(denormals);
+    std::int64_t block = 0;
+    for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
+      // A block belongs to the share that it begins in.
+      for (std::int64_t begin = 0; begin < job->size; begin += block_size, ++block)
+        if (share.begin <= begin && begin < share.end)
+          work(*job, begin, std::min(begin + block_size, job->size), block);
+      share = {share.begin - job->size, share.end - job->size};
+    }
+  });
+}
+
 }  // namespace
 
 void run(const Job* jobs, std::int64_t count, int threads, Denormals denormals) {
@@ -138,19 +154,20 @@ std::int64_t count_blocks(const Job* jobs, std::int64_t count) {
 
 void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table, double scale,
                 double range, double* sums) {
-  share_out(total_size(jobs, count), threads, [=, &table](Share share) {
-    const FloatMode mode(denormals);
-    double* sum = sums;
-    for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
-      const SumOfSquares squares = job->item_size == 4 ? table.float32_squares : table.float64_squares;
-      // A block belongs to the share that it begins in.
-      for (std::int64_t begin = 0; begin < job->size; begin += block_size, ++sum)
-        if (share.begin <= begin && begin < share.end)
-          *sum = squares(static_cast<const char*>(job->buffers.grad) + begin * job->item_size,
-                         std::min(block_size, job->size - begin), scale, range);
-      share = {share.begin - job->size, share.end - job->size};
-    }
-  });
+  for_each_block(jobs, count, threads, denormals,
+                 [=, &table](const Job& job, std::int64_t begin, std::int64_t end, std::int64_t block) {
+                   const SumOfSquares squares = job.item_size == 4 ? table.float32_squares : table.float64_squares;
+                   sums[block] = squares(static_cast<const char*>(job.buffers.grad) + begin * job.item_size,
+                                         end - begin, scale, range);
+                 });
+}
+
+void measure_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, Squares* squares) {
+  for_each_block(jobs, count, threads, denormals,
+                 [=](const Job& job, std::int64_t begin, std::int64_t end, std::int64_t block) {
+                   if (job.kernel->measure)
+                     squares[block] = job.kernel->measure(*job.constants, job.buffers, begin, end);
+                 });
 }
 
 void for_each(std::int64_t count, std::int64_t size, int threads, const std::function<void(std::int64_t)>& work) {

@@ -39,6 +39,10 @@ std::int64_t count_blocks(const Job* jobs, std::int64_t count);
 void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, const Table& table, double scale,
                 double range, double* sums);
 
+/// Calls the `measure` of each job that has one, for each of its blocks, and writes what it returns to `squares`, in
+/// the order of sum_blocks().
+void measure_blocks(const Job* jobs, std::int64_t count, int threads, Denormals denormals, Squares* squares);
+
 /// The sum of the sums, along a binary tree whose shape depends on their number alone. Overwrites them.
 double sum_tree(double* sums, std::int64_t count);
 

@@ -5,6 +5,7 @@ from . import (
     averaging,
     finite_sums,
     functional,
+    layerwise,
     losses,
     optimizers,
     reference,
@@ -17,6 +18,7 @@ from .adaptive import *  # noqa: F403 - the classes, as below
 from .averaging import *  # noqa: F403
 from .embedding import get_cmake_dir, get_include, get_library
 from .finite_sums import *  # noqa: F403
+from .layerwise import *  # noqa: F403
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
 from .signs import *  # noqa: F403
@@ -42,5 +44,5 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-for family in (optimizers, adaptive, signs, averaging, finite_sums):
+for family in (optimizers, adaptive, layerwise, signs, averaging, finite_sums):
     __all__ += family.__all__

@@ -57,6 +57,11 @@ class Rule:
         The states that are gradients too: steps only read them.
         """
     @property
+    def has_trust(self) -> bool:
+        """
+        Whether each array has a factor of its own, which follows from norms over it.
+        """
+    @property
     def hyperparameters(self) -> tuple[str, ...]: ...
     @property
     def name(self) -> str: ...
@@ -67,6 +72,11 @@ class Rule:
         """
     @property
     def states(self) -> tuple[str, ...]: ...
+    @property
+    def streams(self) -> int:
+        """
+        How many arrays as large as the parameter a step reads, and writes, taken together.
+        """
 
 class Plan:
     """

@@ -133,14 +133,11 @@ class _ScheduleFree(Optimizer):
         weight = float(_core.power(t + 1.0, of_step) * _core.power(largest, of_rate))
         total += weight
         share = weight / total if total > 0 else 0.0
-        scalars = self._scalars(t, 0, lr=lr, share=share, **self._late())
+        scalars = self._scalars(t, 0, lr=lr, share=share)
         result = self._step(grads, scalars, **options)
         if result is None or not result.skipped:
             self._progress[:2] = total, largest
         return result
-
-    def _late(self) -> dict[str, float]:
-        return {}
 
     def eval(self) -> None:
         """Move the parameters to the mean of the points, which is what to use."""
@@ -290,7 +287,3 @@ class ScheduleFreeAdamW(_ScheduleFree):
             weight_decay=weight_decay,
             **options,
         )
-
-    def _late(self) -> dict[str, float]:
-        # It joins the direction, which nobody but the rule can do.
-        return {"decay": self._hyper["weight_decay"], "weight_decay": 0.0}

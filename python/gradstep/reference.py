@@ -254,6 +254,34 @@ def ftrl(
     w[...] = np.where(beyond == 0, 0, -(beyond / (inverse * np.sqrt(n) + (beta * inverse + l2))))
 
 
+def trust(w: Array, direction: Array, ratio: Callable[[float, float], float]) -> float:
+    """The ratio of both norms, 1 where one of them is 0 or not finite."""
+    norms = [math.sqrt(tree_sum(block_sums(x))) for x in (w, direction)]
+    return ratio(*norms) if all(0 < norm < math.inf for norm in norms) else 1.0
+
+
+def lars(
+    w: Array, g: Array, v: Array, *,
+    t: int, lr: float, momentum: float, trust_coefficient: float, weight_decay: float,
+) -> None:  # fmt: skip
+    factor = trust(w, g, lambda w, g: trust_coefficient * w / (g + weight_decay * w))
+    v[...] = momentum * v + lr * factor * (g + weight_decay * w)
+    w -= v
+
+
+def lamb(
+    w: Array, g: Array, m: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float, bias_correction: bool,
+    weight_decay: float,
+) -> None:  # fmt: skip
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    correction = 1 / (1 - power(beta1, t)) if bias_correction else 1.0
+    scale = 1 / math.sqrt(1 - power(beta2, t)) if bias_correction else 1.0
+    direction = correction * m / (np.sqrt(v) * scale + eps) + weight_decay * w
+    w -= lr * trust(w, direction, lambda w, d: w / d) * direction
+
+
 def rprop(
     w: Array, g: Array, prev: Array, step_size: Array, *, t: int, lr: float,
     etaminus: float, etaplus: float, step_min: float, step_max: float,
@@ -292,10 +320,10 @@ def schedule_free_sgd(
 
 def schedule_free_adamw(
     w: Array, g: Array, z: Array, v: Array, *,
-    t: int, lr: float, beta1: float, beta2: float, eps: float, share: float, decay: float,
+    t: int, lr: float, beta1: float, beta2: float, eps: float, share: float, weight_decay: float,
 ) -> None:  # fmt: skip
     v[...] = beta2 * v + (1 - beta2) * g * g
-    direction = g / (np.sqrt(v) * (1 / math.sqrt(1 - power(beta2, t))) + eps) + decay * w
+    direction = g / (np.sqrt(v) * (1 / math.sqrt(1 - power(beta2, t))) + eps) + weight_decay * w
     schedule_free_sgd(w, direction, z, t=t, lr=lr, momentum=beta1, share=share)
 
 
@@ -337,8 +365,9 @@ def svrg(w: Array, g: Array, snapshot_grad: Array, mu: Array, *, t: int, lr: flo
     w -= lr * (g - snapshot_grad + mu)
 
 
-#: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too, and
-#: those whose last states are gradients in GRADIENTS, with the number of them.
+#: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too,
+#: those that are given the decay in DECAY_IN_RULE, and those whose last states are gradients in
+#: GRADIENTS, with the number of them.
 RULES: Mapping[str, Callable[..., None]] = {
     "sgd": sgd,
     "sgd_momentum": sgd_momentum,
@@ -368,6 +397,8 @@ RULES: Mapping[str, Callable[..., None]] = {
     "adopt": adopt,
     "adopt_decoupled": adopt,
     "ftrl": ftrl,
+    "lars": lars,
+    "lamb": lamb,
     "rprop": rprop,
     "lion": lion,
     "asgd": asgd,
@@ -385,6 +416,7 @@ DECOUPLED = frozenset(
         "adopt_decoupled", "lion", "sag", "saga", "saga_l1", "svrg",
     }
 )  # fmt: skip
+DECAY_IN_RULE = frozenset({"schedule_free_adamw", "lars", "lamb"})
 GRADIENTS: Mapping[str, int] = {"svrg": 2}
 
 
@@ -432,7 +464,9 @@ def step(
         states = [*states[:own], *map(scaled, states[own:])]
         if clip_value < math.inf:
             g = clipped(g, g.dtype.type(clip_value))
-        if weight_decay != 0 and rule in DECOUPLED:
+        if rule in DECAY_IN_RULE:
+            hyper["weight_decay"] = float(weight_decay)
+        elif weight_decay != 0 and rule in DECOUPLED:
             w *= 1 - hyper["lr"] * weight_decay
         elif weight_decay != 0:
             g = g + weight_decay * w

@@ -70,32 +70,32 @@ struct ScheduleFreeSGD {
 };
 
 // Schedule-free AdamW (Defazio et al. 2024, algorithm 1): the same with a direction of Adam's second moment, to which
-// decay adds a share of y.
+// weight decay adds a share of y.
 //   v = beta2 v + (1 - beta2) g g
-//   d = g / (sqrt(v) / sqrt(1 - beta2^t) + eps) + decay y
+//   d = g / (sqrt(v) / sqrt(1 - beta2^t) + eps) + weight_decay y
 template <class T>
 struct ScheduleFreeAdamW : ScheduleFreeSGD<T> {
   struct Hyper {
-    double lr, beta1, beta2, eps, share, decay;
+    double lr, beta1, beta2, eps, share;
   };
   static constexpr Spec spec{"schedule_free_adamw",
                              {{"lr", Range::non_negative},
                               {"beta1", Range::below_one},
                               {"beta2", Range::below_one},
                               {"eps", Range::positive},
-                              {"share", Range::up_to_one},
-                              {"decay", Range::non_negative}},
-                             {"z", "v"}};
+                              {"share", Range::up_to_one}},
+                             {"z", "v"},
+                             Decay::in_rule};
 
   T beta2, rest2, scale, eps, decay;
 
-  ScheduleFreeAdamW(const Hyper& h, std::int64_t t)
+  ScheduleFreeAdamW(const Hyper& h, std::int64_t t, double weight_decay)
       : ScheduleFreeSGD<T>({h.lr, h.beta1, h.share}, t),
         beta2(T(h.beta2)),
         rest2(T(1 - h.beta2)),
         scale(T(1 / root(1 - power(h.beta2, t)))),
         eps(T(h.eps)),
-        decay(T(h.decay)) {}
+        decay(T(weight_decay)) {}
 
   void operator()(T& w, T g, T& z, T& v) const {
     v = beta2 * v + rest2 * g * g;

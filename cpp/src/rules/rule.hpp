@@ -2,7 +2,7 @@
 //
 // A rule is its equation. Its constructor folds the hyper-parameters and the step count t (from 1) into constants, in
 // double, each cast to T once. Its call updates one element of the parameter `w` and of the states, given the
-// gradient `g`. It knows no loop, no memory, no instruction set, no weight decay and no sign: see level.cpp.
+// gradient `g`. It knows no loop, no memory, no instruction set, no sign and mostly no weight decay: see level.cpp.
 //
 // The order of the operations is part of the definition: python/gradstep/reference.py repeats it bit for bit.
 #pragma once
@@ -37,6 +37,13 @@ constexpr Spec with_hyper(Spec base, const char* name, Hyper last) {
 constexpr Spec decoupled(Spec base, const char* name) {
   base.name = name;
   base.decay = Decay::decoupled;
+  return base;
+}
+
+constexpr Spec with_trust(Spec base, int measured) {
+  base.decay = Decay::in_rule;
+  base.has_trust = true;
+  base.measured = measured;
   return base;
 }
 
