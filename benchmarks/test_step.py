@@ -15,7 +15,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, functional, reference
-from gradstep.optimizers import CLASSES
+from gradstep.optimizers import CLASSES, CORE_RULES
 
 ROUNDS = {1_000: 301, 100_000: 51, 10_000_000: 9}
 #: What classes need beside the parameters, and functions beside the arrays.
@@ -43,7 +43,7 @@ def needed(function) -> dict[str, float]:
     return {p.name: NEEDED[p.name] for p in parameters if p.default is p.empty and p.name in NEEDED}
 
 
-def compete(benchmark, name, size, ours, numpys, arrays) -> None:
+def compete(benchmark, name, size, ours, numpys, arrays, rule) -> None:
     ours, numpys = Side(ours), Side(numpys)
     numpys.run()
     ours.run()  # the first step touches the memory
@@ -51,8 +51,6 @@ def compete(benchmark, name, size, ours, numpys, arrays) -> None:
     for a, b in zip(*arrays, strict=True):
         np.testing.assert_array_equal(a, b)
     seconds, numpy_seconds = (float(np.median(side.seconds[1:])) for side in (ours, numpys))
-    # The parameter and each state are read and written, the gradient is read; of a table, a row.
-    streams = 2 * len(arrays[0]) + 1
     benchmark.group = f"float32 x {size}"
     benchmark.extra_info.update(
         name=name,
@@ -60,7 +58,7 @@ def compete(benchmark, name, size, ours, numpys, arrays) -> None:
         seconds=seconds,
         numpy_seconds=numpy_seconds,
         ratio=numpy_seconds / seconds,
-        bytes_per_second=streams * 4 * size / seconds,
+        bytes_per_second=CORE_RULES[rule].streams * 4 * size / seconds,
     )
 
 
@@ -80,7 +78,7 @@ def test_class(benchmark, cls, size):
             opt.take_snapshot()
     steps = [lambda o=opt: o.step(g, **beside.get(cls, {})) for opt in opts]
     arrays = [[opt.params, *opt.state.values()] for opt in opts]
-    compete(benchmark, f"{cls.__name__}.step", size, *steps, arrays)
+    compete(benchmark, f"{cls.__name__}.step", size, *steps, arrays, opts[0].rule)
 
 
 @pytest.mark.parametrize("size", [1_000, 10_000_000])
@@ -95,7 +93,8 @@ def test_function(benchmark, rule, size):
         if options[name].default is not inspect.Parameter.empty
     } | needed(function)
     g = numbers(size)
-    arrays = [[numbers(size), *(np.zeros(size, np.float32) for _ in rule.states)] for _ in "ab"]
+    shapes = [rule.state_shape(name, (size,)) for name in rule.states]
+    arrays = [[numbers(size), *(np.zeros(shape, np.float32) for shape in shapes)] for _ in "ab"]
     (w, *states), (numpy_w, *numpy_states) = arrays
     compete(
         benchmark,
@@ -104,4 +103,5 @@ def test_function(benchmark, rule, size):
         lambda: function(w, g, *states, t=2, weight_decay=0.0, **hyper),
         lambda: reference.step(rule.name, numpy_w, g, numpy_states, t=2, **hyper),
         arrays,
+        rule.name,
     )

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "FTRL": "Keras",
     "LARS": "optax",
     "LAMB": "Keras, optax, bitsandbytes",
+    "Adafactor": "PyTorch, Keras, optax",
     "Rprop": "PyTorch, optax",
     "Lion": "Keras, optax, bitsandbytes",
     "ASGD": "PyTorch",

@@ -59,6 +59,10 @@ HYPER = {
     "t0": 1.0,
     "l2": 0.2,
     "trust_coefficient": 0.02,
+    "beta2_decay": -0.7,
+    "eps1": 1e-6,
+    "eps2": 0.01,
+    "d": 0.5,
     "share": 0.3,
 }
 
@@ -132,6 +136,11 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, message: str = ""
     np.testing.assert_array_equal(bits(actual), bits(expected), err_msg=message)
 
 
+def zero_states(rule: str, param: np.ndarray) -> list[np.ndarray]:
+    spec = RULES[rule]
+    return [np.zeros(spec.state_shape(name, param.shape), param.dtype) for name in spec.states]
+
+
 class Run:
     """A few steps of a rule on one array, natively or by the oracle."""
 
@@ -139,7 +148,7 @@ class Run:
         rng = np.random.default_rng([seed, size])
         self.rule = rule
         self.w = numbers(rng, size, dtype)
-        self.states = [np.zeros(size, dtype) for _ in RULES[rule].states]
+        self.states = zero_states(rule, self.w)
         self.grads = [numbers(rng, size, dtype) for _ in range(4)]
         self.options = {"weight_decay": 0.01, "maximize": True, **hyper_of(rule)}
 

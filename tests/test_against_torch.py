@@ -34,6 +34,8 @@ CASES = [
     ("RAdam", {"lr": 0.02, "betas": (0.8, 0.99), "decoupled_weight_decay": True}),
     ("Adadelta", {"lr": 2.0}),
     ("Adadelta", {"lr": 0.5, "rho": 0.7, "eps": 1e-3}),
+    ("Adafactor", {"lr": 0.05}),
+    ("Adafactor", {"lr": 0.02, "beta2_decay": -0.5, "eps": (1e-3, 0.1), "d": 1.5}),
     ("ASGD", {"lr": 0.05}),
     ("ASGD", {"lr": 0.05, "lambd": 0.01, "alpha": 0.6, "t0": 10}),
     ("Rprop", {"lr": 0.01}),
@@ -65,6 +67,24 @@ def test_fifty_steps(name, options, common):
         theirs.grad = torch.tensor(gradient(theirs.detach().numpy(), t))
         their_opt.step()
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12)
+    assert abs(ours - start).max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (70, 1100), (2, 3, 5, 4)])
+def test_adafactor_of_matrices(shape):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(shape)
+    ours, theirs = start.copy(), torch.tensor(start, requires_grad=True)
+    opt = gs.Adafactor(ours, lr=0.05, weight_decay=0.1)
+    their_opt = torch.optim.Adafactor([theirs], lr=0.05, weight_decay=0.1)
+    for _ in range(20):
+        g = rng.standard_normal(shape) * rng.standard_normal(shape[-1])
+        opt.step(g)
+        theirs.grad = torch.tensor(g)
+        their_opt.step()
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12, atol=1e-14)
+    for name in ("row_var", "col_var"):
+        np.testing.assert_allclose(opt.state[name], their_opt.state[theirs][name], rtol=1e-12)
     assert abs(ours - start).max() > 1e-3
 
 

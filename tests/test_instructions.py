@@ -27,6 +27,7 @@ BUDGETS = {
     "Adam": 3.4,
     "Yogi": 4.5,
     "measure LAMB": 5.8,
+    "measure Adafactor": 4.7,
     "sum_of_squares": 1.2,
 }
 BUDGET_OF_ALL = 4.3
@@ -39,11 +40,12 @@ import numpy as np
 from gradstep import _core
 assert _core.get_isa() == "x86-64-v3", _core.get_isa()
 for rule in _core.rules():
-    w, g, *states = (np.zeros({SIZE}, np.float32) for _ in range(2 + len(rule.states)))
+    w, g = np.zeros({SIZE}, np.float32), np.zeros({SIZE}, np.float32)
+    states = [np.zeros(rule.state_shape(name, w.shape), np.float32) for name in rule.states]
     nouns = ["params", "grads", *rule.states]
     plan = _core.Plan(rule.name, [w], [[state] for state in states], nouns, [""])
-    flags = "bias_correction", "seen"
-    hyper = [1.0 if name in flags else 0.5 for name in rule.hyperparameters]
+    others = {{"bias_correction": 1.0, "seen": 1.0, "beta2_decay": -0.5}}
+    hyper = [others.get(name, 0.5) for name in rule.hyperparameters]
     plan.step([g], None, (0, hyper, 0.0, False, 0))
 plan.step([g], (1.0, 1.0, None, False))
 for features in {tuple(ROW_BUDGETS)}:

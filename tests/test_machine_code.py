@@ -26,7 +26,8 @@ pytestmark = [
 #: The widest registers of each level, as objdump names them.
 REGISTER = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
 KERNEL = re.compile(
-    r"gradstep::(\w+)::\(anonymous namespace\)::(sweep|measure)<.*::(\w+)<(?:float|double)>, (\w+)>"
+    r"gradstep::(\w+)::\(anonymous namespace\)::"
+    r"(sweep|measure|sum_tile|take_factors)<.*::(\w+)<(?:float|double)>, (\w+)>"
 )
 #: The kernels of dense rows, with their template arguments.
 ROWS = re.compile(
@@ -68,10 +69,16 @@ def test_each_kernel_is_there():
     built = {level.replace("-", "_") for level in _core.isa_levels()}
     count = collections.Counter((level, name, dtype) for level, name, _, dtype in kernels())
     measured = [rule for rule in RULES.values() if rule.has_trust]
+    factored = [rule for rule in RULES.values() if rule.factors]
     expected = {
         (level, name, dtype): len(rules)
         for level in built
-        for name, rules in (("sweep", RULES), ("measure", measured))
+        for name, rules in (
+            ("sweep", RULES),
+            ("measure", measured),
+            ("sum_tile", factored),
+            ("take_factors", factored),
+        )
         for dtype in ("float", "double")
     }
     assert dict(count) == expected

@@ -41,6 +41,7 @@ VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
     (gs.ScheduleFreeAdamW, {"lr": 0.1, "warmup_steps": 5, "weight_decay": 0.1}),
     (gs.LARS, {"lr": 0.1, "momentum": 0.5, "trust_coefficient": 0.02}),
     (gs.LAMB, {"bias_correction": False, "betas": (0.5, 0.9), "eps": 1e-3}),
+    (gs.Adafactor, {"eps": (1e-3, 0.1), "d": 0.3, "beta2_decay": -0.5}),
     (gs.Rprop, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.02)}),
     (gs.WindowSAG, {"lr": 0.1, "window": 1}),
     (gs.SAG, {"lr": 0.1, "rows": 4, "row_weights": [1.0, 0.3, 2.5, 1.0]}),

@@ -29,6 +29,7 @@ from oracle import (
     mild,
     needs_glibc,
     python,
+    zero_states,
 )
 
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -87,8 +88,8 @@ def test_many_arrays_are_one(rule, level):
 
     params = draw()
     expected = [param.copy() for param in params]
-    states = [[np.zeros_like(p) for p in params] for _ in RULES[rule].states]
-    expected_states = [[np.zeros_like(p) for p in params] for _ in RULES[rule].states]
+    expected_states = [zero_states(rule, p) for p in params]
+    states = list(map(list, zip(*(zero_states(rule, p) for p in params), strict=True)))
     plan = _core.Plan(
         rule,
         params,
@@ -102,9 +103,9 @@ def test_many_arrays_are_one(rule, level):
         grads = draw()
         plan.step(grads, None, (t - 1, *scalars))
         for i, (w, g) in enumerate(zip(expected, grads, strict=True)):
-            own = [state[i] for state in expected_states]
-            reference.step(rule, w, g, own, t=t, weight_decay=0.1, **hyper_of(rule))
-    for actual, wanted in zip([params, *states], [expected, *expected_states], strict=True):
+            reference.step(rule, w, g, expected_states[i], t=t, weight_decay=0.1, **hyper_of(rule))
+    wanted_states = zip(*expected_states, strict=True)
+    for actual, wanted in zip([params, *states], [expected, *wanted_states], strict=True):
         for a, b in zip(actual, wanted, strict=True):
             assert_same_bits(a, b)
 
@@ -134,6 +135,10 @@ finite_hyper = {
     "lambd": st.floats(0, 1, width=32),
     "l2": st.floats(0, 1024, width=32),
     "trust_coefficient": st.floats(2**-20, 8, width=32),
+    "beta2_decay": st.floats(-8, 0, width=32),
+    "eps1": st.floats(0, 1, width=32),
+    "eps2": st.floats(0, 1024, width=32),
+    "d": st.floats(2**-20, 1024, width=32),
     "beta": st.floats(0, 1, exclude_max=True, width=32),
     "share": st.floats(0, 1, width=32),
     "t0": st.integers(0, 10**6).map(float),
@@ -147,9 +152,11 @@ finite_hyper = {
 def test_any_numbers(rule, dtype, data):
     """Hypothesis picks the arrays, the states, the hyper-parameters, the step and the level."""
     size = data.draw(st.integers(0, 70), "size")
+    shapes = {"w": size, "g": size}
+    shapes |= {name: RULES[rule].state_shape(name, (size,)) for name in RULES[rule].states}
     arrays = [
-        data.draw(nps.arrays(dtype, size, elements=nps.from_dtype(np.dtype(dtype))), name)
-        for name in ("w", "g", *RULES[rule].states)
+        data.draw(nps.arrays(dtype, shape, elements=nps.from_dtype(np.dtype(dtype))), name)
+        for name, shape in shapes.items()
     ]
     strategies = finite_hyper | ({"lr": finite_hyper["eps"]} if rule in POSITIVE_LR else {})
     hyper = {

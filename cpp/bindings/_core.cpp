@@ -132,6 +132,34 @@ void check_same_shape(const py::array& array, const Label& label, const py::arra
                           shape_text(array));
 }
 
+using Shape = std::vector<py::ssize_t>;
+
+Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+// The shape of a state beside a parameter of some shape. Where second moments are factored along the last two axes, an
+// array that has two needs the factors alone, and another one none of them.
+Shape state_shape(const Spec& spec, int state, Shape shape) {
+  if (spec.row_factor < 0) return shape;
+  const bool is_matrix = shape.size() > 1, is_factor = state >= spec.row_factor;
+  if (is_matrix != is_factor) return {0};
+  if (is_factor) *(shape.end() - (state == spec.row_factor ? 1 : 2)) = 1;
+  return shape;
+}
+
+void check_state_shape(const py::array& array, const Label& label, const Spec& spec, int state,
+                       const py::array& param) {
+  const Shape shape = state_shape(spec, state, shape_of(param));
+  if (shape_of(array) != shape)
+    throw py::value_error(label + " must have the shape " + text(py::tuple(py::cast(shape))) + ", got " +
+                          shape_text(array));
+}
+
+Matrices matrices_of(const Spec& spec, const py::array& param) {
+  const py::ssize_t axes = param.ndim();
+  if (spec.row_factor < 0 || axes < 2) return {0, 0};
+  return {param.shape(axes - 2), param.shape(axes - 1)};
+}
+
 // Plan ----------------------------------------------------------------------------------------------------------------
 
 using Arrays = std::vector<py::object>;
@@ -264,6 +292,7 @@ class Plan {
               {param.data(), nullptr, {}},
               param.size,
               param.item_size()};
+      job.buffers.matrices = matrices_of(spec, slot.param.array());
       (param.single_precision ? single_precision_ : double_precision_) = true;
       size_ += param.size;
       claims_.add(param, label(0, i));
@@ -275,8 +304,10 @@ class Plan {
         if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
             state.array().shape(0) > 0)
           slot.rows = state.array().shape(0);
-        else
+        else if (k >= state_names || spec.row_factor < 0)
           check_same_shape(state.array(), label(2 + k, i), slot.param.array(), label(0, i));
+        else
+          check_state_shape(state.array(), label(2 + k, i), spec, static_cast<int>(k), slot.param.array());
         claims_.add(state.memory, label(2 + k, i));
         if (k < state_names) job.buffers.states[k] = state.memory.data();
         states_.push_back({std::move(state), 2 + k, i});
@@ -610,6 +641,10 @@ Names state_names(const Spec& spec) {
   return names;
 }
 
+Names factor_names(const Spec& spec) {
+  return state_names(spec)[py::slice(elementwise_count(spec), state_count(spec), 1)].cast<py::tuple>();
+}
+
 Names gradient_names(const Spec& spec) {
   const py::tuple names = state_names(spec);
   return names[py::slice(state_count(spec) - spec.gradients, state_count(spec), 1)].cast<py::tuple>();
@@ -617,7 +652,14 @@ Names gradient_names(const Spec& spec) {
 
 int streams(const Spec& spec) {
   const int written = 1 + static_cast<int>(state_count(spec)) - spec.gradients;
-  return 2 * written + 1 + spec.gradients + spec.measured;
+  return spec.streams > 0 ? spec.streams : 2 * written + 1 + spec.gradients;
+}
+
+py::typing::Tuple<int, py::ellipsis> state_shape_by_name(const Spec& spec, const std::string& state,
+                                                         const Shape& shape) {
+  for (int k = 0; k < state_count(spec); ++k)
+    if (state == spec.states[k]) return py::tuple(py::cast(state_shape(spec, k, shape)));
+  throw py::key_error(std::string(spec.name) + " has no state " + state);
 }
 
 py::typing::Optional<py::str> row_state(const Spec& spec) {
@@ -669,9 +711,12 @@ PYBIND11_MODULE(_core, m) {
           "Whether weight decay shrinks the parameter instead of joining the gradient.")
       .def_property_readonly("streams", streams,
                              "How many arrays as large as the parameter a step reads, and writes, taken together.")
+      .def_property_readonly("factors", factor_names, "The states that are factors per row and per column of matrices.")
       .def_property_readonly(
           "has_trust", [](const Spec& spec) { return spec.has_trust; },
           "Whether each array has a factor of its own, which follows from norms over it.")
+      .def("state_shape", state_shape_by_name, py::arg("state"), py::arg("shape"),
+           "The shape of a state beside a parameter of this shape. Rows are an axis more, in front.")
       .def("check_hyper", check_hyper_by_name, py::arg("name"), py::arg("value"), py::arg("single_precision"),
            "Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.");
   m.def("rules", rules, "Every rule, in order of increasing complexity.");

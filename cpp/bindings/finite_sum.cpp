@@ -388,7 +388,7 @@ class FiniteSum {
       const std::function<void(std::int64_t, std::int64_t, std::int64_t, double*)>& work) const {
     const Blocks blocks = blocks_of(numbers, size);
     std::vector<double> parts(static_cast<std::size_t>(blocks.count * numbers));
-    for_each(blocks.count, blocks.rows * size, threads_for(count() * size),
+    for_each(blocks.count, blocks.rows * size, threads_for(count() * size), Denormals::keep,
              [&](std::int64_t b) { work(b, blocks.begin(b), blocks.end(b, count()), parts.data() + b * numbers); });
     for (std::int64_t b = 1; b < blocks.count; ++b)
       for (std::int64_t j = 0; j < numbers; ++j)
@@ -435,9 +435,11 @@ class FiniteSum {
     const LinearKernels& kernels = this->kernels();
     const Blocks blocks = blocks_of(1, values_per_row_);
     std::vector<double> norms(static_cast<std::size_t>(blocks.count));
-    for_each(blocks.count, blocks.rows * values_per_row_, threads_for(count() * values_per_row_), [&](std::int64_t b) {
-      norms[static_cast<std::size_t>(b)] = kernels.largest_norm(problem_, blocks.begin(b), blocks.end(b, count()));
-    });
+    for_each(blocks.count, blocks.rows * values_per_row_, threads_for(count() * values_per_row_), Denormals::keep,
+             [&](std::int64_t b) {
+               norms[static_cast<std::size_t>(b)] =
+                   kernels.largest_norm(problem_, blocks.begin(b), blocks.end(b, count()));
+             });
     for (const double norm : norms)
       if (!(norm <= largest_norm || std::isnan(largest_norm))) largest_norm = norm;
   }

@@ -143,7 +143,7 @@ class Call {
   Call(const gradstep_rule* rule, const gradstep_array* arrays, std::int64_t count, const gradstep_scalars* scalars)
       : rule_(place_of(rule)),
         spec_(catalogue().entries[rule_].spec),
-        parts_(2 + state_count(spec_)),
+        parts_(2 + elementwise_count(spec_)),
         arrays_(arrays),
         count_(count),
         jobs_(checked_count()) {
@@ -383,13 +383,13 @@ const char* gradstep_hyper_range(const gradstep_rule* rule, std::int32_t i) {
 }
 
 const char* gradstep_state_name(const gradstep_rule* rule, std::int32_t i) {
-  return member(rule, i, state_count, [=](const Spec& spec) { return spec.states[i]; });
+  return member(rule, i, elementwise_count, [=](const Spec& spec) { return spec.states[i]; });
 }
 
 std::int32_t gradstep_state_is_gradient(const gradstep_rule* rule, std::int32_t i) {
   return guarded_or(0, [&]() -> std::int32_t {
     const Spec& spec = spec_of(rule);
-    return i >= 0 && i < state_count(spec) && is_gradient(spec, i);
+    return i >= 0 && i < elementwise_count(spec) && is_gradient(spec, i);
   });
 }
 

@@ -22,7 +22,8 @@ struct Interval {
 
 // Of each Range, the numbers that belong to it.
 constexpr double largest = std::numeric_limits<double>::max(), tiniest = std::numeric_limits<double>::denorm_min();
-constexpr Interval intervals[] = {{0, largest}, {tiniest, largest}, {0, 0x1.fffffffffffffp-1}, {0, 1}, {0, 1}};
+constexpr Interval intervals[] = {{0, largest}, {tiniest, largest}, {0, 0x1.fffffffffffffp-1}, {0, 1},
+                                  {0, 1},       {-largest, 0}};
 
 bool within(Range range, double x) {
   const Interval interval = intervals[static_cast<int>(range)];
@@ -55,6 +56,8 @@ int state_count(const Spec& spec) {
   return static_cast<int>(std::find(spec.states, spec.states + max_states, nullptr) - spec.states);
 }
 
+int elementwise_count(const Spec& spec) { return spec.row_factor < 0 ? state_count(spec) : spec.row_factor; }
+
 bool is_gradient(const Spec& spec, int state) { return state + spec.gradients >= state_count(spec); }
 
 // The fewest digits that name no other number, which std::to_chars finds; no locale has a say.
@@ -76,6 +79,7 @@ const char* describe(Range range) {
     case Range::below_one: return "in [0, 1)";
     case Range::up_to_one: return "in [0, 1]";
     case Range::flag: return "True or False";
+    case Range::non_positive: return "at most 0 and finite";
   }
   return "";
 }

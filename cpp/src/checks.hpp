@@ -14,6 +14,8 @@ int find_rule(const char* name);
 
 int hyper_count(const Spec& spec);
 int state_count(const Spec& spec);
+/// Of those, the ones with an element per parameter; factors of matrices come after them.
+int elementwise_count(const Spec& spec);
 
 /// Whether a state is a gradient, which steps only read.
 bool is_gradient(const Spec& spec, int state);

@@ -14,7 +14,7 @@ constexpr int max_hyper = 8;
 constexpr int max_states = 4;
 
 /// The values that a hyper-parameter may take. Infinity and NaN never belong to them.
-enum class Range { non_negative, positive, below_one, up_to_one, flag };
+enum class Range { non_negative, positive, below_one, up_to_one, flag, non_positive };
 
 struct Hyper {
   const char* name;
@@ -36,7 +36,8 @@ struct Spec {
   int second_gradient = -1;  // the state whose arrays come with each step, as the gradients do; -1: none
   int gradients = 0;         // so many of the last states are gradients: multiplied as the first one is, and only read
   bool has_trust = false;    // whether each array has a factor of its own, its trust ratio
-  int measured = 0;          // how many arrays more a step then reads or writes, because it takes two passes
+  int row_factor = -1;       // the state that has a factor per row of a matrix, the next one per column; -1: none
+  int streams = 0;           // how many arrays a step reads and writes; 0: the gradient once, all it updates twice
 };
 
 /// The scalars of one step, all in double.
@@ -52,12 +53,25 @@ struct Step {
   double hyper[max_hyper];  // in the order of Spec::hyper
 };
 
+/// The matrices along the last two axes of an array; no columns: it is no matrix.
+struct Matrices {
+  std::int64_t rows, columns;
+};
+
+/// A part of the rows and columns of one of them; rows are counted through all.
+struct Tile {
+  std::int64_t row, rows, column, columns;
+};
+constexpr std::int64_t tile_rows = 64, tile_columns = 1024;
+
 /// The memory of one parameter array; all of it holds the same number of elements of one type.
 struct Buffers {
   void* param;
   void* grad;  // written to only where Step::zero_grad says so
   void* states[max_states];
-  double trust = 1;  // the array's trust ratio, for rules that have one
+  double trust = 1;                   // the array's trust ratio, for rules that have one
+  Matrices matrices = {0, 0};         // what it consists of, for rules that factor their second moments
+  const void* row_factors = nullptr;  // the factors of the rows of those matrices, over the mean of each
 };
 
 /// A norm is summed in blocks of this many elements, each from the start of its array, and a block in this many lanes.
@@ -81,7 +95,15 @@ struct Kernel {
   void (*fold)(const Step&, Constants&) noexcept;
   void (*sweep)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end) noexcept;
   Squares (*measure)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end) noexcept = nullptr;
-  double (*trust)(const Constants&, double param_norm, double direction_norm) noexcept = nullptr;
+  double (*trust)(const Constants&, double param_norm, double direction_norm, std::int64_t size) noexcept = nullptr;
+  // Where second moments are factored: sums of squares of the gradients along the rows of a tile, written `stride`
+  // apart, and down its columns, which begin at 0; and all of those of one matrix, tile after tile, taken into its
+  // factors. `row_factors` is that of Buffers.
+  void (*sum_tile)(const Constants&, const Buffers&, const Tile&, double* row_sums, std::int64_t stride,
+                   double* column_sums) noexcept = nullptr;
+  void (*take_factors)(const Constants&, const Buffers&, std::int64_t matrix, const double* row_sums,
+                       std::int64_t tiles_across, double* column_sums, std::int64_t tiles_down,
+                       void* row_factors) noexcept = nullptr;
 };
 
 /// A rule as one level has it.

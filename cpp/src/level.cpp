@@ -2,15 +2,15 @@
 // (baseline, x86_64_v3, x86_64_v4) and with that level's flags. It exports one name, the level's table.
 
 #include "compiler.hpp"
+#include "factored.hpp"
+#include "folded.hpp"
 #include "rows.hpp"
 #include "rules.hpp"
+#include "squares.hpp"
 
 #include <cfloat>
 #include <cstddef>
-#include <cstring>
 #include <limits>
-#include <new>
-#include <type_traits>
 #include <utility>
 
 // The oracle's arithmetic. An x87 that keeps more bits than a type has, or a type that is not IEEE's, has other
@@ -19,78 +19,6 @@ static_assert(FLT_EVAL_METHOD == 0 && std::numeric_limits<double>::is_iec559, "f
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
-
-// What every gradient goes through before its rule: scale and sign, clipping, then weight decay. Multiplications by 1
-// are exact, but w * 0 is not 0 where w is NaN or infinite, so coupled decay is skipped rather than multiplied by 0.
-template <class T>
-struct Prelude {
-  T scale, clip, clip_value, coupled, shrink;
-  T couples;  // 0 or 1: a large loop is not vectorised where it selects by a bool
-
-  Prelude(const Step& step, Decay decay)
-      : scale(T(step.maximize ? -step.grad_scale : step.grad_scale)),
-        clip(T(step.clip)),
-        clip_value(T(step.clip_value)),
-        coupled(T(step.weight_decay)),
-        shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
-        couples(T(decay == Decay::coupled && step.weight_decay != 0)) {}
-
-  T scaled(T g) const { return clip * (scale * g); }
-
-  T operator()(T& w, T g) const {
-    w = shrink * w;
-    g = clipped(scaled(g), clip_value);
-    return couples != 0 ? g + coupled * w : g;
-  }
-};
-
-template <class Rule, class T>
-struct Folded {
-  Prelude<T> prelude;
-  Rule rule;
-  bool zero_grad, fresh_row;
-};
-
-template <class Rule>
-constexpr int hyper_count() {
-  int n = 0;
-  while (n < max_hyper && Rule::spec.hyper[n].name) ++n;
-  return n;
-}
-
-template <class Rule>
-constexpr std::size_t state_count() {
-  std::size_t n = 0;
-  while (n < max_states && Rule::spec.states[n]) ++n;
-  return n;
-}
-
-template <class Rule>
-Rule make(const typename Rule::Hyper& hyper, const Step& step) {
-  if constexpr (Rule::spec.decay == Decay::in_rule)
-    return Rule(hyper, step.t, step.weight_decay);
-  else
-    return Rule(hyper, step.t);
-}
-
-template <class Rule, class T>
-void fold(const Step& step, Constants& constants) noexcept {
-  using Hyper = typename Rule::Hyper;
-  static_assert(!Rule::spec.has_trust || Rule::spec.decay == Decay::in_rule, "a norm is that of the whole direction");
-  static_assert(sizeof(Hyper) == hyper_count<Rule>() * sizeof(double), "Hyper and spec.hyper name the same doubles");
-  static_assert(sizeof(Folded<Rule, T>) <= sizeof(Constants::bytes), "Constants is too small for this rule");
-  static_assert(alignof(Folded<Rule, T>) <= alignof(Constants), "Constants is not aligned for this rule");
-  static_assert(std::is_trivially_destructible_v<Folded<Rule, T>>, "nobody destroys what fold() makes");
-  Hyper hyper;
-  std::memcpy(&hyper, step.hyper, sizeof hyper);
-  new (constants.bytes)
-      Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), make<Rule>(hyper, step), step.zero_grad, step.fresh_row};
-}
-
-template <class Rule, class T>
-GRADSTEP_INLINE const Folded<Rule, T>& unfold(const Constants& constants) {
-  return *std::launder(reinterpret_cast<const Folded<Rule, T>*>(constants.bytes));
-}
 
 // A state as its rule gets it: to be written to, or, where it is a gradient, multiplied as the first one is.
 template <class Rule, std::size_t I, class T>
@@ -126,7 +54,16 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
                              std::int64_t end) noexcept {
   Folded<Rule, T> folded = unfold<Rule, T>(constants);
   if constexpr (Rule::spec.has_trust) folded.rule.rely(buffers.trust);
-  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
+  if constexpr (Rule::spec.row_factor >= 0) {
+    if (buffers.matrices.columns > 0) {
+      if (folded.zero_grad)
+        factored_loop<true, Rule, T>(folded, buffers, begin, end);
+      else
+        factored_loop<false, Rule, T>(folded, buffers, begin, end);
+      return;
+    }
+  }
+  constexpr auto states = std::make_index_sequence<elementwise_count<Rule>()>();
   if constexpr (Rule::spec.row_state >= 0) {
     if (folded.fresh_row) {
       if (folded.zero_grad)
@@ -142,27 +79,6 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
     loop<false, false, Rule, T>(folded, buffers, begin, end, states);
 }
 
-// Squares in double: those of float32 are exact, and their sum cannot overflow. Each lane adds every lane_count-th
-// square, so that the order is the same for vectors of any width. `plain`: both factors are 1.
-template <bool plain, class T>
-GRADSTEP_INLINE void add_squares(double (&lanes)[lane_count], const T* g, std::int64_t size, T scale, double range) {
-  const auto add = [&](std::int64_t i, int lane) {
-    const double x = plain ? double(g[i]) : range * double(scale * g[i]);
-    lanes[lane] += x * x;
-  };
-  std::int64_t i = 0;
-  for (; i + lane_count <= size; i += lane_count)
-#pragma omp simd
-    for (int lane = 0; lane < lane_count; ++lane) add(i + lane, lane);
-  for (int lane = 0; i < size; ++i, ++lane) add(i, lane);
-}
-
-GRADSTEP_INLINE double sum_of_lanes(double (&lanes)[lane_count]) {
-  for (int half = lane_count / 2; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  return lanes[0];
-}
-
 template <class T>
 GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
   const T* const g = static_cast<const T*>(grads);
@@ -174,41 +90,48 @@ GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, do
   return sum_of_lanes(lanes);
 }
 
-// The first pass of a rule with trust ratios. A piece of the direction stays in the cache until its squares are summed.
 template <class Rule, class T, std::size_t... I>
-GRADSTEP_INLINE Squares measure(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin,
-                                std::int64_t end, std::index_sequence<I...>) {
+GRADSTEP_INLINE void directions(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin,
+                                std::int64_t end, T* direction, std::index_sequence<I...>) {
   const T* const w = static_cast<const T*>(buffers.param);
   const T* const g = static_cast<const T*>(buffers.grad);
   T* const states[] = {static_cast<T*>(buffers.states[I])...};
+#pragma omp simd
+  for (std::int64_t i = begin; i < end; ++i) {
+    T value = w[i];
+    const T gradient = folded.prelude(value, g[i]);
+    direction[i - begin] = folded.rule.direction(value, gradient, states[I][i]...);
+  }
+}
+
+// The first pass of a rule with trust ratios. A piece of the direction stays in the cache until its squares are summed.
+template <class Rule, class T>
+GRADSTEP_NOINLINE Squares measure(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                  std::int64_t end) noexcept {
+  const Folded<Rule, T> folded = unfold<Rule, T>(constants);
   constexpr std::int64_t piece = 512;
   static_assert(piece % lane_count == 0, "each piece begins at the first lane");
   T direction[piece];
   double of_param[lane_count] = {}, of_direction[lane_count] = {};
   for (; begin < end; begin += piece) {
     const std::int64_t size = end - begin < piece ? end - begin : piece;
-#pragma omp simd
-    for (std::int64_t i = 0; i < size; ++i) {
-      T value = w[begin + i];
-      const T gradient = folded.prelude(value, g[begin + i]);
-      direction[i] = folded.rule.direction(value, gradient, states[I][begin + i]...);
+    bool done = false;
+    if constexpr (Rule::spec.row_factor >= 0) {
+      done = buffers.matrices.columns > 0;
+      if (done) factored_directions<Rule, T>(folded, buffers, begin, begin + size, direction);
     }
-    add_squares<true>(of_param, w + begin, size, T(1), 1);
+    if (!done)
+      directions<Rule, T>(folded, buffers, begin, begin + size, direction,
+                          std::make_index_sequence<elementwise_count<Rule>()>());
+    add_squares<true>(of_param, static_cast<const T*>(buffers.param) + begin, size, T(1), 1);
     add_squares<true>(of_direction, direction, size, T(1), 1);
   }
   return {sum_of_lanes(of_param), sum_of_lanes(of_direction)};
 }
 
 template <class Rule, class T>
-GRADSTEP_NOINLINE Squares measure(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                                  std::int64_t end) noexcept {
-  return measure<Rule, T>(unfold<Rule, T>(constants), buffers, begin, end,
-                          std::make_index_sequence<state_count<Rule>()>());
-}
-
-template <class Rule, class T>
-double trust(const Constants& constants, double param_norm, double direction_norm) noexcept {
-  return unfold<Rule, T>(constants).rule.trust(param_norm, direction_norm);
+double trust(const Constants& constants, double param_norm, double direction_norm, std::int64_t size) noexcept {
+  return unfold<Rule, T>(constants).rule.trust(param_norm, direction_norm, size);
 }
 
 // More rows than one, because the memory is faster where it is read at several places.
@@ -259,7 +182,9 @@ constexpr Kernel streams_kernel(std::index_sequence<I...>) {
 
 template <class Rule, class T>
 constexpr Kernel kernel() {
-  if constexpr (Rule::spec.has_trust)
+  if constexpr (Rule::spec.row_factor >= 0)
+    return {fold<Rule, T>, sweep<Rule, T>, measure<Rule, T>, trust<Rule, T>, sum_tile<Rule, T>, take_factors<Rule, T>};
+  else if constexpr (Rule::spec.has_trust)
     return {fold<Rule, T>, sweep<Rule, T>, measure<Rule, T>, trust<Rule, T>};
   else
     return {fold<Rule, T>, sweep<Rule, T>};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,78 @@ void set_clip(Step& step, double clip_norm, double norm) {
   step.grad_scale = std::ldexp(step.grad_scale, shared);
   step.clip = std::ldexp(ratio, exponent - shared);
 }
+
+// The row and column factors of all arrays whose rule has them. All memory is there before the first is formed.
+class Factors {
+ public:
+  Factors(Job* jobs, std::int64_t count) : jobs_(jobs), count_(count) {
+    std::int64_t rows = 0, row_sums = 0, column_sums = 0;
+    for (Job* job = jobs; job != jobs + count; ++job) {
+      if (!is_factored(*job)) continue;
+      const Grid grid(*job);
+      rows += grid.all_rows();
+      row_sums = std::max(row_sums, grid.all_rows() * grid.across);
+      column_sums = std::max(column_sums, grid.matrices * grid.down * grid.columns);
+    }
+    row_factors_.resize(static_cast<std::size_t>(rows));
+    row_sums_.resize(static_cast<std::size_t>(row_sums));
+    column_sums_.resize(static_cast<std::size_t>(column_sums));
+  }
+
+  void form(int threads, Denormals denormals) {
+    double* row_factors = row_factors_.data();
+    for (Job* job = jobs_; job != jobs_ + count_; ++job) {
+      if (!is_factored(*job)) continue;
+      const Grid grid(*job);
+      const auto sum = [&](std::int64_t i) {
+        const std::int64_t across = i % grid.across, band = i / grid.across;  // counted through all matrices
+        const std::int64_t matrix = band / grid.down, row = band % grid.down * tile_rows,
+                           column = across * tile_columns;
+        const Tile tile{matrix * grid.rows + row, std::min(tile_rows, grid.rows - row), column,
+                        std::min(tile_columns, grid.columns - column)};
+        double* const column_sums = column_sums_.data() + band * grid.columns + column;
+        std::fill_n(column_sums, tile.columns, 0.0);
+        job->kernel->sum_tile(*job->constants, job->buffers, tile, row_sums_.data() + tile.row * grid.across + across,
+                              grid.across, column_sums);
+      };
+      const auto take = [&](std::int64_t matrix) {
+        job->kernel->take_factors(*job->constants, job->buffers, matrix,
+                                  row_sums_.data() + matrix * grid.rows * grid.across, grid.across,
+                                  column_sums_.data() + matrix * grid.down * grid.columns, grid.down, row_factors);
+      };
+      // By reference: a std::function that keeps a copy needs memory.
+      for_each(grid.tiles(), job->size / grid.tiles(), threads, denormals, std::cref(sum));
+      for_each(grid.matrices, job->size / grid.matrices, threads, denormals, std::cref(take));
+      job->buffers.row_factors = row_factors;
+      row_factors += grid.all_rows();
+    }
+  }
+
+ private:
+  // How the matrices of an array fall into tiles.
+  struct Grid {
+    explicit Grid(const Job& job)
+        : rows(job.buffers.matrices.rows),
+          columns(job.buffers.matrices.columns),
+          matrices(job.size / (rows * columns)),
+          across((columns + tile_columns - 1) / tile_columns),
+          down((rows + tile_rows - 1) / tile_rows) {}
+
+    std::int64_t all_rows() const { return matrices * rows; }
+    std::int64_t tiles() const { return matrices * down * across; }
+
+    std::int64_t rows, columns, matrices, across, down;
+  };
+
+  static bool is_factored(const Job& job) {
+    return job.kernel->sum_tile && job.buffers.matrices.columns > 0 && job.size > 0;
+  }
+
+  Job* jobs_;
+  std::int64_t count_;
+  std::vector<double> row_factors_;  // room for float32 or float64
+  std::vector<double> row_sums_, column_sums_;
+};
 
 }  // namespace
 
@@ -54,10 +127,13 @@ Norm grad_norm(const Batch& batch, const Table& table, double scale) {
 }
 
 void update(Job* jobs, std::int64_t count, int threads, Denormals denormals) {
-  if (std::any_of(jobs, jobs + count, [](const Job& job) { return job.kernel->measure; })) {
-    const auto blocks = static_cast<std::size_t>(count_blocks(jobs, count));
-    std::vector<Squares> squares(blocks);
-    std::vector<double> sums(blocks);
+  const bool measures = std::any_of(jobs, jobs + count, [](const Job& job) { return job.kernel->measure; });
+  const auto blocks = static_cast<std::size_t>(measures ? count_blocks(jobs, count) : 0);
+  std::vector<Squares> squares(blocks);
+  std::vector<double> sums(blocks);
+  Factors factors(jobs, measures ? count : 0);  // the last that could fail
+  if (measures) {
+    factors.form(threads, denormals);
     measure_blocks(jobs, count, threads, denormals, squares.data());
     auto block = squares.cbegin();
     for (Job* job = jobs; job != jobs + count; ++job) {
@@ -67,7 +143,8 @@ void update(Job* jobs, std::int64_t count, int threads, Denormals denormals) {
         return std::sqrt(sum_tree(sums.data(), end - block));
       };
       if (job->kernel->trust)
-        job->buffers.trust = job->kernel->trust(*job->constants, norm(&Squares::param), norm(&Squares::direction));
+        job->buffers.trust =
+            job->kernel->trust(*job->constants, norm(&Squares::param), norm(&Squares::direction), job->size);
       block = end;
     }
   }

@@ -170,9 +170,10 @@ void measure_blocks(const Job* jobs, std::int64_t count, int threads, Denormals 
                  });
 }
 
-void for_each(std::int64_t count, std::int64_t size, int threads, const std::function<void(std::int64_t)>& work) {
+void for_each(std::int64_t count, std::int64_t size, int threads, Denormals denormals,
+              const std::function<void(std::int64_t)>& work) {
   share_out(count * size, threads, [&](Share share) {
-    const FloatMode mode(Denormals::keep);
+    const FloatMode mode(denormals);
     // Each belongs to the share that it begins in.
     for (std::int64_t i = (share.begin + size - 1) / size; i * size < share.end; ++i) work(i);
   });

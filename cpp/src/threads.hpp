@@ -46,9 +46,9 @@ void measure_blocks(const Job* jobs, std::int64_t count, int threads, Denormals 
 /// The sum of the sums, along a binary tree whose shape depends on their number alone. Overwrites them.
 double sum_tree(double* sums, std::int64_t count);
 
-/// Calls work(i) for each i below `count`, on up to `threads` threads, in the default floating-point mode. `size` is
-/// about how many elements each moves.
-void for_each(std::int64_t count, std::int64_t size, int threads, const std::function<void(std::int64_t)>& work);
+/// Calls work(i) for each i below `count`, on up to `threads` threads. `size` is about how many elements each moves.
+void for_each(std::int64_t count, std::int64_t size, int threads, Denormals denormals,
+              const std::function<void(std::int64_t)>& work);
 
 /// The rows of the tables of all jobs.
 struct TableRows {

@@ -46,10 +46,21 @@ class Rule:
         """
         Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.
         """
+    def state_shape(
+        self, state: str, shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> tuple[int, ...]:
+        """
+        The shape of a state beside a parameter of this shape. Rows are an axis more, in front.
+        """
     @property
     def decoupled(self) -> bool:
         """
         Whether weight decay shrinks the parameter instead of joining the gradient.
+        """
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """
+        The states that are factors per row and per column of matrices.
         """
     @property
     def gradients(self) -> tuple[str, ...]:

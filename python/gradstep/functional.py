@@ -45,11 +45,15 @@ class Update(Protocol):
 
 
 def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
-    """The defaults in a class's signature, with `betas` taken apart."""
+    """The defaults in a class's signature, with `betas` and pairs of `eps` taken apart."""
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    betas = defaults.pop("betas", ())
-    return {**defaults, **{f"beta{i}": beta for i, beta in enumerate(betas, 1)}}
+    for names in "betas", "eps":
+        if isinstance(defaults.get(names), tuple):
+            name = names.removesuffix("s") if names == "betas" else names
+            parts = enumerate(defaults.pop(names), 1)
+            defaults |= {f"{name}{i}": 0.0 if part is None else part for i, part in parts}
+    return defaults
 
 
 def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:

@@ -481,7 +481,13 @@ class Optimizer:
     def _zeros(self, names: Sequence[str], rows: int | None = None) -> dict[str, list[Array]]:
         """States of zeros; the one that has rows, if the rule has such a one, with so many."""
         leading = {self._rule.row_state: () if rows is None else (rows,)}
-        shapes = [[(*leading.get(name, ()), *p.shape) for p in self._params] for name in names]
+
+        def shape(name: str, param: Array) -> tuple[int, ...]:
+            if name not in self._rule.states:
+                return param.shape
+            return (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
+
+        shapes = [[shape(name, param) for param in self._params] for name in names]
         return dict(zip(names, zeros_beside(self._params, shapes), strict=True))
 
     def _begin_with(self, state: str, start: float, argument: str) -> None:

@@ -282,6 +282,70 @@ def lamb(
     w -= lr * trust(w, direction, lambda w, d: w / d) * direction
 
 
+def lane_sums(squares: Array) -> Array:
+    """The sum of each row, by LANES lanes of which lane k adds the elements k, k + LANES, ..."""
+    count, size = squares.shape
+    turns = -(-size // LANES)
+    padded = np.zeros((count, turns * LANES))
+    padded[:, :size] = squares
+    lanes = np.zeros((count, LANES))
+    for turn in np.moveaxis(padded.reshape(count, turns, LANES), 1, 0):
+        lanes += turn
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def tile_sums(g: Array) -> tuple[Array, Array]:
+    """Sums of squares along the rows and down the columns of a matrix, in float64, by tiles."""
+    height, width = TILE
+    squares = np.square(g.astype(np.float64))
+    along, down = np.zeros(g.shape[0]), np.zeros(g.shape[1])
+    for left in range(0, g.shape[1], width):
+        along += lane_sums(squares[:, left : left + width])
+    for top in range(0, g.shape[0], height):
+        down += np.cumsum(squares[top : top + height], axis=0)[-1]
+    return along, down
+
+
+def factored_variance(g: Array, row_var: Array, col_var: Array, share: float, eps1: Any) -> Array:
+    """The estimate for one matrix, whose factors are brought up to date."""
+    number = g.dtype.type
+    along, down = tile_sums(g)
+    row_mean, col_mean = number(along / g.shape[1])[:, None], number(down / g.shape[0])[None, :]
+    row_var += share * (row_mean - row_var)
+    col_var += share * (col_mean - col_var)
+    mean = number(np.cumsum(row_var, dtype=np.float64)[-1] / g.shape[0])
+    estimate: Array = row_var / (eps1 if mean < eps1 else mean) * col_var
+    return estimate
+
+
+def adafactor(
+    w: Array, g: Array, variance: Array, row_var: Array, col_var: Array, *,
+    t: int, lr: float, beta2_decay: float, eps1: float, eps2: float, d: float, weight_decay: float,
+) -> None:  # fmt: skip
+    number, limits = g.dtype.type, np.finfo(g.dtype)
+    eps = limits.eps if eps1 == 0 else np.maximum(number(eps1), limits.tiny)
+    floor, share = np.maximum(eps * eps, limits.tiny), float(_core.power(t, beta2_decay))
+    if w.ndim < 2:
+        variance += share * (g * g - variance)
+        estimate = variance
+    else:
+        estimate = np.empty_like(g)
+        for matrix in np.ndindex(g.shape[:-2]) if g.size else ():
+            estimate[matrix] = factored_variance(
+                g[matrix], row_var[matrix], col_var[matrix], share, eps
+            )
+    direction = g / np.sqrt(np.where(estimate < floor, floor, estimate))
+    scale = 1 / math.sqrt(g.size) if g.size else 1.0
+    rms, excess = (scale * math.sqrt(tree_sum(block_sums(x))) for x in (w, direction))
+    step = min(lr, 1 / math.sqrt(t)) * (rms if eps2 < rms < math.inf else eps2)
+    if 1 < excess / d < math.inf:
+        step /= excess / d
+    w[...] = (1 - lr * weight_decay) * w - step * direction
+
+
 def rprop(
     w: Array, g: Array, prev: Array, step_size: Array, *, t: int, lr: float,
     etaminus: float, etaplus: float, step_min: float, step_max: float,
@@ -399,6 +463,7 @@ RULES: Mapping[str, Callable[..., None]] = {
     "ftrl": ftrl,
     "lars": lars,
     "lamb": lamb,
+    "adafactor": adafactor,
     "rprop": rprop,
     "lion": lion,
     "asgd": asgd,
@@ -416,7 +481,7 @@ DECOUPLED = frozenset(
         "adopt_decoupled", "lion", "sag", "saga", "saga_l1", "svrg",
     }
 )  # fmt: skip
-DECAY_IN_RULE = frozenset({"schedule_free_adamw", "lars", "lamb"})
+DECAY_IN_RULE = frozenset({"lars", "lamb", "adafactor", "schedule_free_adamw"})
 GRADIENTS: Mapping[str, int] = {"svrg": 2}
 
 
@@ -476,6 +541,8 @@ def step(
 #: A norm is summed in blocks of so many elements, each from the start of its array, and a block in
 #: so many lanes, of which lane k adds the elements k, k + LANES, k + 2 LANES, ...
 BLOCK, LANES = 4096, 32
+#: Where squares are summed along rows and down columns, it is by tiles of so many rows and columns.
+TILE = 64, 1024
 
 
 def block_sums(g: Array, scale: float = 1.0, unit: float = 1.0) -> Array:
@@ -483,14 +550,7 @@ def block_sums(g: Array, scale: float = 1.0, unit: float = 1.0) -> Array:
     blocks = -(-g.size // BLOCK)
     x = np.zeros(blocks * BLOCK)
     x[: g.size] = unit * (g.dtype.type(scale) * g.ravel()).astype(np.float64)
-    rows = (x * x).reshape(blocks, BLOCK // LANES, LANES)
-    lanes = np.zeros((blocks, LANES))
-    for row in range(rows.shape[1]):
-        lanes += rows[:, row]
-    while lanes.shape[1] > 1:
-        half = lanes.shape[1] // 2
-        lanes = lanes[:, :half] + lanes[:, half:]
-    return lanes[:, 0]
+    return lane_sums((x * x).reshape(blocks, BLOCK))
 
 
 def tree_sum(sums: Array) -> float:
@@ -589,6 +649,7 @@ class Plan:
         self.seen, self.row_weights = seen, row_weights
         spec = next(r for r in _core.rules() if r.name == rule)
         self.hyper_names, self.state_names = spec.hyperparameters, spec.states
+        self.has_rows = spec.row_state is not None
 
     def check(self) -> None:
         """Nothing: NumPy checks for itself, and this is no place to look for errors."""
@@ -651,7 +712,7 @@ class Plan:
             states = []
             for kind in self.states[: len(self.state_names)]:
                 state = (kind or second_grads)[i]  # type: ignore[index]
-                if state.ndim > w.ndim:  # it has rows; this step's is a view
+                if state.ndim > w.ndim and self.has_rows:  # this step's is a view
                     state = state[self.row, ...]
                     if fresh:
                         state.fill(0)

@@ -47,7 +47,7 @@ CLASSES = {
     for cls in optimizers.CLASSES
     if not cls.step_needs
     and cls.step is optimizers.Optimizer.step
-    and all(CORE_RULES[rule].row_state is None for rule in cls.rules)
+    and all(CORE_RULES[r].row_state is None and not CORE_RULES[r].factors for r in cls.rules)
     and cls.__name__ != "ASGD"
 }
 

@@ -40,10 +40,16 @@ constexpr Spec decoupled(Spec base, const char* name) {
   return base;
 }
 
-constexpr Spec with_trust(Spec base, int measured) {
+// `streams`: how many arrays are read and written in both passes.
+constexpr Spec with_trust(Spec base, int streams) {
   base.decay = Decay::in_rule;
   base.has_trust = true;
-  base.measured = measured;
+  base.streams = streams;
+  return base;
+}
+
+constexpr Spec factored(Spec base, int row_factor) {
+  base.row_factor = row_factor;
   return base;
 }
 
