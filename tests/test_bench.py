@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _bench_report, _peers, bench, cli
+from gradstep import _bench_report, _peers, bench, cli, compare
 from gradstep.bench import (
     ALWAYS,
     CONTESTANTS,
@@ -553,7 +553,7 @@ def test_picture_has_no_text_over_text(tmp_path, works, times, panels):
 
 def test_labels_are_spread_within_limits():
     values = [0.0, 0.1, 0.1, 5.0, 9.9, 10.0]
-    moved = _bench_report.spread(values, 0.5, 0.0, 10.0)
+    moved = compare.spread(values, 0.5, 0.0, 10.0)
     assert min(np.diff(sorted(moved))) >= 0.5 - 1e-12
     assert (min(moved), max(moved), moved[3]) == (0.0, 10.0, 5.0)
     assert np.argsort(moved, kind="stable").tolist() == list(range(6))

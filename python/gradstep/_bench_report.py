@@ -26,7 +26,7 @@ from .bench import (
     Work,
     short,
 )
-from .compare import PICTURE_STYLE
+from .compare import PICTURE_STYLE, aligned, label_end, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,16 +39,7 @@ WIDTH = 120
 def table(found: Bench) -> str:
     """The machine, a row per work, and what the columns mean."""
     columns = [[*heading, *map(cell, found.rows)] for heading, cell in _columns(found)]
-    widths = [max(map(len, column)) for column in columns]
-    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
-    rows = [
-        gap.join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*columns, strict=True)
-    ]
-    return "\n".join([*_heading(found), "", *rows, "", *_notes(found)])
+    return "\n".join([*_heading(found), "", *aligned(columns, WIDTH), "", *_notes(found)])
 
 
 def _columns(found: Bench) -> list[tuple[tuple[str, str], Callable[[Row], str]]]:
@@ -265,47 +256,9 @@ def _draw_sizes(axes: Axes, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     low, high = np.log10(axes.get_ylim())
     heights = spread([math.log10(y) for _, y in ends.values()], 0.045 * (high - low), low, high)
     for (name, point), height in zip(ends.items(), heights, strict=True):
-        colour = CONTESTANTS[name].colour
-        axes.annotate(
-            name,
-            point,
-            (1.06, (height - low) / (high - low)),
-            textcoords="axes fraction",
-            color=colour,
-            weight="bold" if name == "gradstep" else "normal",
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.8,
-                "alpha": 0.6,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 4,
-            },
-        )
-
-
-def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The values moved apart by at least a gap, little and within limits that have room.
-
-    Example:
-        >>> from gradstep._bench_report import spread
-        >>> spread([1.0, 5.0, 1.0], 1.0, 0.0, 6.0)
-        [1.0, 5.0, 2.0]
-    """
-    order = sorted(range(len(values)), key=values.__getitem__)
-    moved = list(values)
-    floor = low
-    for i in order:
-        moved[i] = max(moved[i], floor)
-        floor = moved[i] + gap
-    ceiling = high
-    for i in reversed(order):
-        moved[i] = min(moved[i], ceiling)
-        ceiling = moved[i] - gap
-    return moved
+        place = 1.06, (height - low) / (high - low)
+        weight = "bold" if name == "gradstep" else "normal"
+        label_end(axes, name, point, place, CONTESTANTS[name].colour, weight)
 
 
 def _draw_ratios(axes: Axes, rows: Sequence[Row], found: Bench) -> None:

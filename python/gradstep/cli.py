@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,12 @@ from . import _bench_report, _core, bench, bench_linear, compare, datasets, embe
 from .datasets import UsageError
 
 WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+
+
+def _listed(names: Iterable[str]) -> str:
+    text = ", ".join(names).lower()
+    return textwrap.fill(text, 90, initial_indent="  ", subsequent_indent="  ")
+
 
 COMPARE_HELP = f"""\
 Train a linear model with each rule on the same data and batches, by gradstep and again by NumPy.
@@ -40,11 +46,13 @@ A quarter of the rows is held out. A target of text, or of at most {datasets.MAX
 whole numbers, is classification, any other is regression. Features and the targets of regression
 are standardised, those of digits and line excepted.
 
-rules:
-{textwrap.fill(", ".join(compare.RULES).lower(), 96, initial_indent="  ", subsequent_indent="  ")}
+rules, each on its own or all of them:
+{_listed(compare.RULES)} (default)
+{_listed(name for name in compare.ALL_RULES if name not in compare.RULES)}
 
 examples:
   gradstep compare
+  gradstep compare --rules all --out all.png
   gradstep compare --data diabetes --rules sgd,adam,sag --out diabetes.png
   gradstep compare --data houses.csv --target price --epochs 50
 """
@@ -188,7 +196,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
     option("--data", "a name or a file, see above", default="digits")
     option("--target", "the column or array to predict, for files", metavar="NAME")
-    option("--rules", "which rules, such as adam,sgd; all by default", metavar="RULE,...")
+    option("--rules", "which rules, such as adam,sgd, or all", metavar="RULE,...")
     option(
         "--epochs",
         "passes over the data; by default 20 to 100, for about 2500 steps, and "
