@@ -14,7 +14,9 @@ import numpy as np
 from ._files import replacing
 from .bench import (
     CHECKED_STEPS,
+    CLASS_PEERS,
     CONTESTANTS,
+    LEFT_OUT,
     NO_RULE,
     OURS,
     PEERS,
@@ -40,6 +42,76 @@ def table(found: Bench) -> str:
     """The machine, a row per work, and what the columns mean."""
     columns = [[*heading, *map(cell, found.rows)] for heading, cell in _columns(found)]
     return "\n".join([*_heading(found), "", *aligned(columns, WIDTH), "", *_notes(found)])
+
+
+def class_table(found: Bench) -> str:
+    """The machine, a table in Markdown with a row per rule, and what its columns mean."""
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("class", _class_cell),
+        ("bytes per element", lambda row: str(row.work.bytes_per_element)),
+        ("elements", lambda row: row.work.shape),
+        ("ms", lambda row: _or_dash(1e3 * row.seconds("gradstep"), "{:.3g}")),
+        ("of the memory's limit", lambda row: _or_dash(100 * row.ratio("roofline"), "{:.0f} %")),
+        ("NumPy", lambda row: _against("numpy", row)),
+        ("PyTorch", _against_torch),
+    ]
+    if len({row.work.shape for row in found.rows}) == 1:
+        columns = [column for column in columns if column[0] != "elements"]
+    lines = [
+        [heading for heading, _ in columns],
+        ["---" for _ in columns],
+        *([cell(row) for _, cell in columns] for row in found.rows),
+    ]
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([*_heading(found), "", *rows, "", *_class_notes(found)])
+
+
+def _class_cell(row: Row) -> str:
+    """The class as code, and what else its title says."""
+    name = row.work.optimizer.__name__
+    return f"`{name}`{row.work.title.removeprefix(name)}"
+
+
+def _against_torch(row: Row) -> str:
+    """How many times as long the fastest of PyTorch's ways takes, and which one that is."""
+    names = [name for name in CLASS_PEERS if name.startswith("torch")]
+    timed = [name for name in names if row.ratios(name)]
+    if not timed:
+        return next((text for text in (_against(name, row) for name in names) if text), "")
+    best = min(timed, key=row.ratio)
+    return f"{_against(best, row)} ({best.partition('-')[2] or 'for-loop'})"
+
+
+def _against(name: str, row: Row) -> str:
+    """How many times as long a peer takes; bold where it is faster."""
+    result, ratio = row.results.get(name, Result()), row.ratio(name)
+    if math.isnan(ratio):
+        return "differs" if result.check is not None and result.problem else ""
+    text = three_digits(ratio)
+    return f"**{text}**" if is_loss(ratio) else text
+
+
+def _class_notes(found: Bench) -> list[str]:
+    works = [row.work for row in found.rows]
+    elements = ", ".join(dict.fromkeys(work.shape for work in works))
+    rings = [work for work in works if "window" in work.options]
+    notes = [
+        f"ms: a step on {elements} float32 elements with the default options, the median of "
+        f"{found.rounds} rounds in which all contestants take turns.",
+        "of the memory's limit: the time of the same reads and writes without arithmetic, over "
+        "gradstep's. It is one pass: a rule that needs a norm before its step cannot reach it.",
+        "NumPy, PyTorch: how many times as long they take, the median ratio of a round; of "
+        "PyTorch's ways the fastest, and its name. Bold where they are faster. Empty: there is no "
+        f"such rule. Before, {CHECKED_STEPS} steps were compared, as `gradstep bench` does.",
+        *(
+            f"{work.title} keeps {work.options['window']} gradients. One step in so many sums them "
+            "again, which the median leaves out."
+            for work in rings
+        ),
+        *(f"left out: {name}: {why}." for name, why in LEFT_OUT.items()),
+        *_failures(found),
+    ]
+    return [line for note in notes for line in wrapped(note)]
 
 
 def _columns(found: Bench) -> list[tuple[tuple[str, str], Callable[[Row], str]]]:
@@ -133,14 +205,16 @@ def _notes(found: Bench) -> list[str]:
         f"within {TOLERANCE:g} of the distance that NumPy's parameters have moved, or differs.",
         *(["thinc zeroes the gradient at every step."] if "thinc" in _entrants(found) else []),
         *_growth(found),
-        *(f"skipped: {row.work}: {row.skipped}" for row in found.rows if row.skipped),
-        *_problems(found),
+        *_failures(found),
     ]
     return [line for note in notes for line in wrapped(note)]
 
 
-def _problems(found: Bench) -> Iterator[str]:
-    """A line for whoever was not used, or failed."""
+def _failures(found: Bench) -> Iterator[str]:
+    """A line for what was skipped, and for whoever was not used, or failed."""
+    for row in found.rows:
+        if row.skipped:
+            yield f"skipped: {row.work}: {row.skipped}"
     missing = [name for name, reason in found.unused.items() if "not installed" in reason]
     for name, reason in found.unused.items():
         if name not in missing:
