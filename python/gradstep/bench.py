@@ -320,8 +320,9 @@ def find_classes(names: str) -> list[str]:
     known: dict[str, list[str]] = {"all": list(CLASS_RULES)}
     for name, rule in CLASS_RULES.items():
         known.setdefault(rule.cls.__name__.lower(), []).append(name)
+    wanted = {name.strip().lower() for name in names.split(",")}
     for name, why in LEFT_OUT.items():
-        if name.lower() in names.lower().replace(" ", "").split(","):
+        if name.lower() in wanted:
             raise UsageError(f"class {name!r} is not timed: {why}")
     return _find("class", names, known)
 

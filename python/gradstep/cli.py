@@ -32,6 +32,10 @@ Train a linear model with each rule on the same data and batches, by gradstep an
 Print a table, the lowest loss first, and draw a picture: the loss by epoch, by time and by batch
 size, the paths of the rules over an error surface, and who reaches the optimum.
 
+Learning rates are formed from the data: a factor over its curvature, or times the size that weights
+must have. ASGD, Nesterov and the schedule-free rules are judged at the point that they are meant
+for. Rprop takes a step per epoch, with all rows. Of many rules, the best have colours and names.
+
 Whatever --rules says, four rules race to the optimum of the loss with an L2 penalty, all with one
 learning rate: SGD, WindowSAG, and SAG and SAGA, which keep a gradient for each batch.
 
