@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _bench_report, _peers, bench, cli
+from gradstep import _bench_report, _peers, bench, cli, compare
 from gradstep.bench import (
     ALWAYS,
+    CLASS_PEERS,
+    CLASS_RULES,
     CONTESTANTS,
+    LEFT_OUT,
     NO_RULE,
     OURS,
     PEERS,
@@ -242,10 +245,12 @@ def test_every_rule_has_options_of_its_own(rule):
     opt = work.optimizer(np.zeros(4, np.float32), **work.options)
     told = opt.hyperparameters
     assert told["lr"] == work.options["lr"]
-    assert work.states == len(opt.state)
+    assert work.states == [1] * len(opt.state)
     assert work.bytes_per_element == 4 * (3 + 2 * len(opt.state))
     assert Work(rule, 4, clip=True).bytes_per_element == work.bytes_per_element + 8
-    assert {"torch", "numba"} <= {name for name in PEERS if peer_class(name).can(work)}
+    assert _peers.Numba.can(work)
+    pytest.importorskip("torch")
+    assert {"torch", "torch-foreach"} <= {name for name in PEERS if peer_class(name).can(work)}
 
 
 def peer_class(name):
@@ -266,6 +271,144 @@ def test_installed_peers_do_the_same(name):
         assert row.results[name].problem in ("", NO_RULE)
         assert row.timed(name) == peer_class(name).can(row.work)
     assert CONTESTANTS[name].packages[0] in found.versions[name]
+
+
+# Every class
+
+
+def test_every_class_is_timed_or_named_with_its_reason():
+    timed = {rule.cls.__name__ for rule in CLASS_RULES.values()}
+    assert timed | LEFT_OUT.keys() == {cls.__name__ for cls in gs.optimizers.CLASSES}
+    assert LEFT_OUT.keys() == {cls.__name__ for cls in gs.optimizers.CLASSES if cls.step_needs}
+    assert RULES.items() <= CLASS_RULES.items()
+    for name in CLASS_RULES.keys() - RULES.keys():
+        cls, options = CLASS_RULES[name].cls, CLASS_RULES[name].options
+        assert name == cls.__name__
+        needed = {k: v for k, v in bench.NEEDED.items() if k in options}
+        told = cls(np.zeros(1), **options).hyperparameters
+        assert told == cls(np.zeros(1), **needed | {"lr": options["lr"]}).hyperparameters
+
+
+def test_classes_that_ask_for_more_are_left_out(monkeypatch):
+    class Asks(gs.SGD):
+        def __init__(self, params, lr, indices, momentum=0.0):
+            pass
+
+    monkeypatch.setattr(bench, "CLASSES", [Asks, gs.Adam])
+    assert bench._by_class() == (
+        {name: RULES[name] for name in ("adam", "amsgrad")},
+        {"Asks": "it needs indices"},
+    )
+
+
+@pytest.mark.parametrize("name", CLASS_RULES)
+def test_classes_have_numpys_bits_and_their_streams(name, monkeypatch):
+    monkeypatch.setattr(bench, "QUICK_CLASS_SIZE", 1000)
+    (work,) = bench.classes([name], threads=1, quick=True)
+    contestant, oracle = _peers.Gradstep(work, bench.draw(work, 0)), Oracle(work)
+    for grads in bench.gradients(work):
+        contestant.fill(grads)
+        contestant.step()
+    check = oracle.check(lambda i, begin, end: contestant.param(i)[begin:end])
+    assert check == Check(True, 0.0)
+    opt = work.optimizer(np.zeros(8, np.float32), **work.options)
+    assert work.bytes_per_element == 4 * (2 * (1 + len(opt.state)) + 1)
+    roofline = _peers.Roofline(work, bench.draw(work, 0))
+    written, _ = roofline.step.args
+    assert len(written) == 1 + len(opt.state)
+    roofline.step()
+
+
+def test_a_ring_counts_whole_for_memory_and_one_row_for_a_step():
+    work = Work("WindowSAG", 1000)
+    assert work.states == [1, 10]
+    assert work.bytes_per_element == 28
+    assert bench.needed_bytes(work, 2) - bench.needed_bytes(work, 1) == 4 * 1000 * (2 + 11)
+
+
+def test_pytorchs_ways():
+    optimizers = pytest.importorskip("torch.optim")
+    ways = {
+        name: [peer for peer in CLASS_PEERS[1:] if peer_class(peer).can(Work(name, 4))]
+        for name in CLASS_RULES
+    }
+    for name, found in ways.items():
+        there = hasattr(optimizers, CLASS_RULES[name].cls.__name__)
+        assert found[:2] == (["torch", "torch-foreach"] if there else []), name
+    fused = {CLASS_RULES[name].cls for name, found in ways.items() if "torch-fused" in found}
+    assert fused == {gs.SGD, gs.Adagrad, gs.Adam, gs.AdamW}
+
+
+def test_pytorchs_other_rules_do_the_same(log):
+    pytest.importorskip("torch")
+    works = [Work(name, 1000, peers=("torch-foreach",)) for name in ("NAdam", "Adadelta", "Rprop")]
+    found = bench.bench(works, ["torch-foreach"], rounds=1)
+    assert all(row.timed("torch-foreach") for row in found.rows)
+
+
+def test_classes_of_matrices(log, monkeypatch):
+    monkeypatch.setitem(bench.MATRICES, "Adam", (50, 40))
+    monkeypatch.setitem(bench.MATRICES, "Lion", (10_000, 1_000))
+    seen = set()
+    init = _peers.NumPy.__init__
+
+    def noted(self, work, params):
+        seen.update(param.shape for param in params)
+        init(self, work, params)
+
+    monkeypatch.setattr(_peers.NumPy, "__init__", noted)
+    adam, lion, sgd = bench.classes(["adam", "Lion", "sgd"], 1, quick=True)
+    assert (adam.shape, lion.shape, sgd.shape) == ("50 x 40", "625 x 62", "100 k")
+    assert (adam.by_element, lion.by_element, sgd.by_element) == (False, False, True)
+    found = bench.bench([adam, lion], ["numpy", "torch"], rounds=1)
+    assert seen == {(50, 40), (625, 62)}
+    assert [row.results["gradstep"].check for row in found.rows] == [Check(True, 0.0)] * 2
+    table = _bench_report.class_table(found)
+    assert "| `Adam` | 28 | 50 x 40 | " in table
+    large = bench.classes(["Lion"], 1)[0]
+    assert (large.elements, large.array_shape) == (10_000_000, (10_000, 1_000))
+
+
+class Normed(gs.SGD):
+    """A step of the same length whatever the gradient."""
+
+    def step(self, grads, **options):
+        if isinstance(grads, list):
+            return super().step([g / np.linalg.norm(g) for g in grads], **options)
+        return super().step(grads / np.linalg.norm(grads), **options)
+
+
+class States(gs.SGD):
+    """It keeps less than its parameters, as factored rules do."""
+
+    @property
+    def state(self):
+        whole, rows = np.zeros((4, 5), np.float32), np.zeros(4, np.float32)
+        return {"whole": whole, "rows": rows}
+
+
+def test_a_rule_with_a_norm_is_checked_over_all_elements(log, monkeypatch):
+    monkeypatch.setattr(bench, "PERIOD", 7)
+    monkeypatch.setitem(CLASS_RULES, "Normed", bench._rule(Normed, "Normed"))
+    work = Work("Normed", 20)
+    assert not work.by_element
+    contestant = _peers.NumPy(work, bench.draw(work, 0))
+    for grads in bench.gradients(work):
+        contestant.fill(grads)
+        contestant.step()
+    check = Oracle(work).check(lambda i, begin, end: contestant.param(i)[begin:end])
+    assert check == Check(True, 0.0)
+
+
+def test_states_that_are_smaller_than_the_parameter(monkeypatch):
+    monkeypatch.setitem(CLASS_RULES, "States", bench._rule(States, "States"))
+    work = Work("States", 20, columns=5)
+    assert work.states == [1, 0.2]
+    assert work.bytes_per_element == round(4 * (2 * (1 + 1.2) + 1))
+    written = []
+    monkeypatch.setattr(_peers._core, "streams", lambda arrays, read: written.extend(arrays))
+    _peers.Roofline(work, bench.draw(work, 0)).step()
+    assert [array.shape for array in written] == [(20,), (20,)]
 
 
 # How it is measured
@@ -496,6 +639,42 @@ def test_table():
     assert "torch-fused 1.0" in text
 
 
+def test_class_table():
+    times = {
+        "gradstep": [5e-10] * 3,
+        "roofline": [4.5e-10] * 3,
+        "numpy": [4e-9] * 3,
+        "torch": [3e-9] * 3,
+        "torch-foreach": [2.5e-9] * 3,
+        "torch-fused": [4e-10] * 3,
+    }
+    names = ["sgd", "rmsprop_centered", "NAdam", "WindowSAG", "Lion"]
+    found = made_up(bench.classes(names, 2), times)
+    _, centered, nadam, window, lion = found.rows
+    for peer in CLASS_PEERS[1:]:
+        window.results[peer] = Result(problem=NO_RULE)
+        lion.results[peer].check, lion.results[peer].problem = Check(False, 0.1), "ends far away"
+    for row in (centered, nadam):
+        row.results["torch-fused"] = Result(problem=NO_RULE)
+    nadam.results["torch-foreach"].problem = "RuntimeError: not today"
+    text = _bench_report.class_table(found)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows == [
+        "| class | bytes per element | ms | of the memory's limit | NumPy | PyTorch |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `SGD` | 12 | 5 | 90 % | 8.00 | **0.80** (fused) |",
+        "| `RMSprop` centered | 28 | 5 | 90 % | 8.00 | 5.00 (foreach) |",
+        "| `NAdam` | 28 | 5 | 90 % | 8.00 | 6.00 (for-loop) |",
+        "| `WindowSAG` | 28 | 5 | 90 % | 8.00 |  |",
+        "| `Lion` | 20 | 5 | 90 % | 8.00 | differs |",
+    ]
+    assert "torch-foreach: NAdam, 10 M: RuntimeError: not today" in text
+    assert "WindowSAG keeps 10 gradients." in text
+    assert f"left out: SVRG: {LEFT_OUT['SVRG']}." in text
+    assert "10 M float32 elements" in text
+    assert max(map(len, text.splitlines())) <= _bench_report.WIDTH
+
+
 @pytest.mark.parametrize("threads", [[2], [1, 2]])
 def test_the_widest_table_fits(threads):
     times = {name: [t[0] * (1 if name in OURS else 90.04)] for name, t in FASTER.items()}
@@ -553,7 +732,7 @@ def test_picture_has_no_text_over_text(tmp_path, works, times, panels):
 
 def test_labels_are_spread_within_limits():
     values = [0.0, 0.1, 0.1, 5.0, 9.9, 10.0]
-    moved = _bench_report.spread(values, 0.5, 0.0, 10.0)
+    moved = compare.spread(values, 0.5, 0.0, 10.0)
     assert min(np.diff(sorted(moved))) >= 0.5 - 1e-12
     assert (min(moved), max(moved), moved[3]) == (0.0, 10.0, 5.0)
     assert np.argsort(moved, kind="stable").tolist() == list(range(6))
@@ -597,6 +776,46 @@ def test_command_as_json(tmp_path, monkeypatch, capfd):
             assert ("same_bits" in result) == (name != "roofline")
     assert told["works"][1]["options"] == {"lr": 1e-3, "momentum": 0.9}
     assert (tmp_path / "bench.png").exists()
+
+
+def test_command_for_classes(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert command("--classes", "adamax,LION", "--quick", "--threads", 1, "--rounds", 1) == 0
+    printed, err = capfd.readouterr()
+    assert err == ""
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| `")]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("| `Adamax`", "28"),
+        ("| `Lion`", "20"),
+    ]
+    assert all(float(row[4].strip("*")) > 0 for row in rows)
+    assert "100 k float32 elements" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_for_classes_as_json(asked, capsys):
+    assert command("--classes", "Adamax", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(work["class"], work["bytes_per_element"]) for work in told["works"]] == [
+        ("Adamax", 28)
+    ]
+
+
+def test_options_of_the_classes(asked, capsys):
+    assert command("--classes") == 0
+    assert asked["works"] == bench.classes(list(CLASS_RULES), gs.get_num_threads())
+    assert (asked["peers"], asked["rounds"]) == (CLASS_PEERS, bench.CLASS_ROUNDS)
+    assert {work.peers for work in asked["works"]} == {CLASS_PEERS}
+    assert command("--classes", "all", "--quick", "--threads", "1") == 0
+    assert asked["works"] == bench.classes(list(CLASS_RULES), 1, quick=True)
+    assert max(work.elements for work in asked["works"]) == bench.QUICK_CLASS_SIZE
+    assert asked["rounds"] == bench.QUICK_CLASS_ROUNDS
+    assert command("--classes", "nadam,adam", "--rounds", "2", "--quick") == 0
+    assert [work.title for work in asked["works"]] == ["NAdam", "Adam", "Adam amsgrad"]
+    assert asked["rounds"] == 2
+    python = f"torch={sys.executable}"
+    assert command("--classes", "adam", "--python", python) == 0
+    assert asked["pythons"] == dict.fromkeys(CLASS_PEERS[1:], sys.executable)
 
 
 def test_other_bits_are_an_error(fakes, monkeypatch, tmp_path, capfd):
@@ -662,6 +881,12 @@ FAULTS = {
     "python of whom": (["--python", f"keras={sys.executable}"], ["unknown peer 'keras'"]),
     "out": (["--out", "no/a.png"], ["no/a.png", "no directory no"]),
     "out suffix": (["--out", "picture"], ["picture", ".png"]),
+    "class": (["--classes", "adam,adma"], ["unknown class 'adma'", "classes are all, sgd", "lion"]),
+    "class that needs more": (["--classes", "adam,sag"], ["'SAG'", "the row of each gradient"]),
+    "classes with rules": (["--classes", "--rules", "adam"], ["--rules is not for --classes"]),
+    "classes with sizes": (["--classes", "--sizes", "10"], ["--sizes is not for --classes"]),
+    "classes with threads": (["--classes", "--threads", "1,2"], ["one number", "--classes", "1,2"]),
+    "classes of linear models": (["--linear", "--classes"], ["--classes is not for --linear"]),
     "abbreviation": (["--round", "3"], ["--round"]),
 }
 
@@ -681,7 +906,6 @@ def test_faults(asked, tmp_path, monkeypatch, capsys, arguments, words):
 def test_help(capsys):
     assert command("--help") == 0
     out = capsys.readouterr().out
-    assert [
-        word for word in [*RULES, *PEERS, "--json", "--quick", "--linear"] if word not in out
-    ] == []
+    words = [*RULES, *PEERS, "--json", "--quick", "--linear", "--classes"]
+    assert [word for word in words if word not in out] == []
     assert max(map(len, out.splitlines())) <= 100

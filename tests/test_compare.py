@@ -16,7 +16,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, cli, compare, datasets, losses, reference
-from gradstep.compare import RULES, Batches, Problem, Run
+from gradstep.compare import ALL_RULES, RULES, Batches, Problem, Run, Training
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -39,8 +39,8 @@ def least_squares(data):
 
 def rows_of(text):
     """The cells of a printed table, by rule."""
-    lines = [line.split() for line in text.splitlines()]
-    return {cells[0]: cells[1:] for cells in lines if cells and cells[0] in RULES}
+    lines = [line.split() for line in text.splitlines() if not line.endswith(".")]
+    return {cells[0]: cells[1:] for cells in lines if cells and cells[0] in ALL_RULES}
 
 
 def read_picture(path):
@@ -56,18 +56,42 @@ def test_every_rule_has_a_recipe_and_the_table_is_the_only_place():
     assert {recipe.cls for recipe in RULES.values()} <= set(gs.optimizers.CLASSES)
     lines = [(recipe.colour, recipe.dash) for recipe in RULES.values()]
     assert len(set(lines)) == len(RULES)
+    assert "" not in {colour for colour, _ in lines}
+    compared = {recipe.cls for recipe in ALL_RULES.values()}
+    assert compared == {
+        cls for cls in gs.optimizers.CLASSES if not cls.step_needs or cls in compare.ROW_METHODS
+    }
+    assert set(ALL_RULES) == {cls.__name__ for cls in compared} | {"AMSGrad"}
+    assert list(ALL_RULES)[: len(RULES)] == list(RULES)
+
+
+def test_a_class_without_a_recipe_gets_one(problems, monkeypatch):
+    batches = Batches(Problem(problems["diabetes"]), 32, 0)
+    bounded, adaptive = (compare.recipe_for(cls) for cls in (gs.Nesterov, gs.Adamax))
+    half = 0.5 * gs.max_stable_lr("nesterov", batches.problem.curvature(32))
+    assert bounded.learning_rate(batches) == pytest.approx(half, rel=5e-3)
+    assert adaptive.learning_rate(batches) == RULES["Adam"].learning_rate(batches)
+    found = compare.compare(problems["diabetes"], ["Adamax"], epochs=2).runs[0]
+    monkeypatch.setitem(ALL_RULES, "Adamax", adaptive)
+    assert compare.compare(problems["diabetes"], ["Adamax"], epochs=2).runs[0].losses == (
+        found.losses
+    )
 
 
 @pytest.mark.parametrize("name", ["digits", "line", "diabetes", "photo"])
 def test_every_rule_learns_each_data_set_with_numpys_bits(problems, name, tmp_path):
-    found = compare.compare(problems[name], epochs=6)
-    assert {run.name for run in found.runs} == set(RULES)
+    found = compare.compare(problems[name], list(ALL_RULES), epochs=6)
+    assert {run.name for run in found.runs} == set(ALL_RULES)
+    assert found.left_out == {}
     final = [run.losses[-1] for run in found.runs]
     assert final == sorted(final)
     for run in found.runs:
         assert run.same_bits, run.name
         assert run.epochs == 6
-        assert run.losses[-1] < 0.9 * run.losses[0], run.name
+        steps = 1 if run.recipe.full_batch else len(found.batches)
+        assert {training.opt.t for training in run.trainings} == {6 * steps}
+        # A step per epoch is soon counted.
+        assert run.losses[-1] < (0.98 if run.recipe.full_batch else 0.9) * run.losses[0], run.name
         assert all(np.diff(seconds).min() > 0 for seconds in run.seconds)
     compare.save_picture(found, tmp_path / "picture.png")
     assert read_picture(tmp_path / "picture.png").std() > 0.05
@@ -130,6 +154,50 @@ def test_curvature(problems, name, factor):
     wide = dataclasses.replace(problem.data, x=problem.data.x[:7], y=problem.data.y[:7])
     expected = factor * np.linalg.norm(Problem(wide).with_ones, 2) ** 2 / 7
     assert Problem(wide).curvature(7) == pytest.approx(expected)
+
+
+POINTS = {
+    "ASGD": lambda opt: opt.average(),
+    "Nesterov": lambda opt: opt.position(),
+    "ScheduleFreeSGD": lambda opt: opt.eval(),
+    "ScheduleFreeAdamW": lambda opt: opt.eval(),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_rule_is_judged_at_its_point_and_goes_on_as_if_nobody_had_looked(problems, name):
+    batches = Batches(Problem(problems["diabetes"]), 32, 0)
+    run, alone = Run(batches, name, seed=0), Training(batches, ALL_RULES[name])
+    order = np.random.default_rng(0)
+    for _ in range(3):
+        run.epoch()
+        for row in order.permutation(len(batches)):
+            alone.step(row)
+    for param, expected in zip(run.params, alone.params, strict=True):
+        np.testing.assert_array_equal(param, expected)
+    point = POINTS[name](alone.opt) or alone.params
+    for param, expected in zip(run.point, point, strict=True):
+        np.testing.assert_array_equal(param, expected)
+    assert run.losses[-1] == batches.problem.value(point) != batches.problem.value(run.params)
+    weight, bias = run.point
+    z = batches.problem.data.x_test @ weight + bias
+    y = batches.problem.data.y_test
+    expected = 1 - np.sum((z - y) ** 2) / np.sum((y - y.mean()) ** 2)
+    found = compare.compare(problems["diabetes"], [name], epochs=3)
+    assert float(rows_of(compare.table(found))[name][3]) == pytest.approx(expected, abs=6e-5)
+    words = {"ASGD": "average", "Nesterov": "position"}
+    assert f"take them: {name} at {words.get(name, 'eval')}()." in compare.table(found)
+
+
+def test_the_paths_are_of_the_points_that_are_judged(problems):
+    names = ["SGD", "ASGD", "ScheduleFreeSGD"]
+    paths = compare.compare(problems["line"], names, epochs=1).paths
+    # ASGD takes SGD's steps, but for a small decay, and averages its points from the second on.
+    later = paths["SGD"][2:]
+    mean = np.cumsum(later, axis=0) / np.arange(1, len(later) + 1)[:, None]
+    np.testing.assert_allclose(paths["ASGD"][2:], mean, atol=0.01)
+    for name in names:
+        np.testing.assert_array_equal(paths[name][0], compare.PATH_START)
 
 
 def test_learning_rates_follow_the_units_of_the_data(problems):
@@ -234,15 +302,33 @@ def test_paths_lead_from_the_start_to_the_optimum(problems):
 
 def test_a_rule_that_diverges_comes_last_and_is_drawn(problems, monkeypatch, tmp_path):
     wild = dataclasses.replace(RULES["SGD"], lr=compare.over_curvature(50))
-    monkeypatch.setitem(RULES, "SGD", wild)
+    monkeypatch.setitem(ALL_RULES, "SGD", wild)
     found = compare.compare(problems["diabetes"], ["SGD", "Adam"], epochs=40)
     assert [run.name for run in found.runs] == ["Adam", "SGD"]
     assert found.runs[1].diverged
     assert found.runs[1].same_bits
-    cells = rows_of(compare.table(found))["SGD"]
+    table = compare.table(found)
+    cells = rows_of(table)["SGD"]
     assert cells[1:4] == ["diverged", "-", "-"]
+    assert f"\ndiverged: SGD in epoch {found.runs[1].epochs}.\n" in table
+    assert 1 < found.runs[1].epochs < 40
     assert cells[-1] == "yes"
     compare.save_picture(found, tmp_path / "a.png")
+
+
+def test_a_rule_that_does_not_take_the_parameters_is_left_out(problems, monkeypatch):
+
+    class Picky(gs.Adam):
+        def __init__(self, params, lr):
+            if any(param.ndim != 2 for param in params):
+                raise ValueError("params[1] must have 2 dimensions, got 1")
+
+    monkeypatch.setitem(ALL_RULES, "Picky", compare.recipe_for(Picky))
+    found = compare.compare(problems["line"], ["SGD", "Picky"], epochs=1)
+    assert [run.name for run in found.runs] == list(found.paths) == ["SGD"]
+    assert "\nleft out: Picky: params[1] must have 2 dimensions, got 1\n" in compare.table(found)
+    with pytest.raises(datasets.UsageError, match=r"^Picky: params\[1\] must have 2 dim"):
+        compare.compare(problems["line"], ["Picky"], epochs=1)
 
 
 def test_other_bits_are_seen(problems, monkeypatch, tmp_path, capsys):
@@ -288,9 +374,9 @@ def run_compare(tmp_path, capsys, *arguments):
 def test_the_numbers_of_the_table(tmp_path, capsys, problems):
     """Against the same training, written out anew in NumPy."""
     out, _ = run_compare(tmp_path, capsys, "--data", "diabetes", "--rules", "sgd", "--epochs", 5)
-    lr, loss, above, r2, epochs, ours, numpys, ratio, update, numpys_update, faster, bits = rows_of(
-        out
-    )["SGD"]
+    lr, loss, above, r2, ours, numpys, ratio, update, numpys_update, faster, bits = rows_of(out)[
+        "SGD"
+    ]
     data = problems["diabetes"]
     order = np.random.default_rng(0)
     parts = np.array_split(np.random.default_rng(0).permutation(331), 11)
@@ -306,12 +392,13 @@ def test_the_numbers_of_the_table(tmp_path, capsys, problems):
     assert float(loss) == pytest.approx(final, rel=1e-3)
     assert float(above) == pytest.approx(final - least_squares(data)[1], rel=0.06)
     assert float(r2) == pytest.approx(expected_r2, abs=1e-4)
-    assert (epochs, bits) == ("5", "yes")
+    assert bits == "yes"
     assert float(ratio) == pytest.approx(float(numpys) / float(ours), rel=0.5, abs=0.1)
     assert float(faster) == pytest.approx(float(numpys_update) / float(update), rel=0.1, abs=0.1)
     curvature = Problem(data).curvature(32)
     assert float(lr) == pytest.approx(1 / curvature, rel=5e-3)
-    assert "331 rows x 10 features; 111 rows held out; 11 batches of 32" in out
+    told = "331 rows x 10 features; 111 rows held out; 5 epochs of 11 batches of 32"
+    assert told in " ".join(out.split())
 
 
 def test_the_printed_distances(tmp_path, capsys, problems):
@@ -364,14 +451,14 @@ def test_files(tmp_path, capsys):
     second, _ = run_compare(tmp_path, capsys, "--data", tmp_path / "a.npz", *options)
     assert gs.get_num_threads() == 1
     assert "2 classes; 15 rows held out" in first
-    assert rows_of(first)["SGD"][:5] == rows_of(second)["SGD"][:5]
+    assert rows_of(first)["SGD"][:4] == rows_of(second)["SGD"][:4]
 
 
 def test_the_seed_decides_all_but_the_clock(tmp_path, capsys):
     def numbers(seed):
         arguments = ["--data", "diabetes", "--rules", "adam,sag", "--epochs", 2, "--seed", seed]
         out, _ = run_compare(tmp_path, capsys, *arguments)
-        return {name: cells[:5] for name, cells in rows_of(out).items()}
+        return {name: cells[:4] for name, cells in rows_of(out).items()}
 
     assert numbers(1) == numbers(1) != numbers(2)
 
@@ -398,7 +485,10 @@ def test_the_picture_shows_each_rule_in_its_colour(tmp_path, capsys):
     assert all((panel < 0.95).mean() > 0.01 for panel in halves)
 
 
-@pytest.fixture(params=[["SAG"], ["Adam", "SGD"], list(RULES)], ids=len)
+@pytest.fixture(
+    params=[["SAG"], ["Adam", "SGD"], ["Lion", "Adam"], list(RULES), list(ALL_RULES)],
+    ids=["one", "two", "without a colour", "default", "all"],
+)
 def drawn(request, problems):
     """What was found, its picture, and a renderer for it."""
     from matplotlib import rc_context
@@ -415,20 +505,29 @@ def drawn(request, problems):
 def test_the_panels_show_what_was_found(drawn):
     found, figure, _ = drawn
     by_epoch, by_time, by_size, surface, to_optimum = figure.axes
-    for run, faint, bold in zip(found.runs, by_epoch.lines[::2], by_epoch.lines[1::2], strict=True):
+    lines = compare._lines(found.runs)
+    coloured = [run for run in found.runs if lines[run.name]["color"] != compare.OTHERS]
+    bold = [line for line in by_epoch.lines if not line.get_alpha()]
+    for run, line in zip(found.runs, bold, strict=True):
         above = np.array(run.losses) - found.problem.least
-        np.testing.assert_allclose(faint.get_ydata(), above)
-        np.testing.assert_allclose(bold.get_ydata(), compare._smooth(above))
-        np.testing.assert_array_equal(bold.get_xdata(), range(5))
-        assert bold.get_color() == RULES[run.name].colour
+        np.testing.assert_allclose(line.get_ydata(), compare._smooth(above))
+        np.testing.assert_array_equal(line.get_xdata(), range(5))
+        assert line.get_color() == lines[run.name]["color"]
+        assert (line.get_linewidth() == 2) == (run in coloured)
+    faint = [line for line in by_epoch.lines if line.get_alpha()]
+    for run, line in zip(coloured, faint, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), np.array(run.losses) - found.problem.least)
     clocks = [run.seconds[0] for run in found.runs] + [found.runs[0].seconds[1]]
-    for clock, line in zip(clocks, by_time.lines[1::2], strict=True):
+    timed = [line for line in by_time.lines if not line.get_alpha() and len(line.get_xdata())]
+    for clock, line in zip(clocks, timed, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), clock)
+        floor = by_time.get_ylim()[0]
+        assert max(line.get_xdata()[line.get_ydata() >= floor]) < by_time.get_xlim()[1]
     for run, line in zip(found.sizes, by_size.lines[::2], strict=True):
         assert len(line.get_ydata()) == len(run.losses)
     assert len({line.get_linestyle() for line in by_size.lines[1::2]}) == 3
     *paths, start, optimum = surface.lines
-    assert {line.get_color() for line in paths} == {RULES[run.name].colour for run in found.runs}
+    assert {line.get_color() for line in paths} == {lines[run.name]["color"] for run in coloured}
     assert start.get_xydata()[0] == pytest.approx(compare.PATH_START)
     assert optimum.get_xydata()[0] == pytest.approx(np.concatenate(found.line.optimum))
     for race, line in zip(found.races, to_optimum.lines, strict=True):
@@ -437,24 +536,51 @@ def test_the_panels_show_what_was_found(drawn):
         assert line.get_color() == RULES[race.name].colour
 
 
+def test_of_many_rules_the_best_have_colours_and_names(drawn):
+    found, figure, _ = drawn
+    labels = {note.get_text(): note.get_color() for note in figure.axes[0].texts}
+    colours = {name: line["color"] for name, line in compare._lines(found.runs).items()}
+    names = [run.name for run in found.runs]
+    if set(names) <= set(RULES):
+        assert labels == {}
+        assert colours == {name: RULES[name].colour for name in names}
+        return
+    shown = {name: colour for name, colour in colours.items() if colour != compare.OTHERS}
+    assert labels == shown
+    best = [name for name in names if name != "SGD"][: len(compare.BEST_COLOURS)]
+    assert set(shown) == {*best, *({"SGD"} & set(names))}
+    assert len(set(shown.values())) == len(shown)
+    for name in {"SGD"} & set(names):
+        assert shown[name] == RULES["SGD"].colour
+
+
 def test_the_words_of_the_picture(drawn):
     found, figure, renderer = drawn
     for panel in figure.axes:
         assert panel.get_title(loc="left")
         assert panel.get_xlabel()
         assert panel.get_ylabel()
-    names = [run.name for run in found.runs]
-    ranked = [f"{i}. {name}" for i, name in enumerate(names, 1)] if len(names) > 1 else names
+    names, lines = [run.name for run in found.runs], compare._lines(found.runs)
+    ranked = [
+        f"{i}. {name}" if len(names) > 1 else name
+        for i, name in enumerate(names, 1)
+        if lines[name]["color"] != compare.OTHERS
+    ]
+    others = len(names) - len(ranked)
     (legend,) = figure.legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == [*ranked, f"{names[0]} in NumPy"]
+    grey = [f"{others} others, in the table"] if others else []
+    assert shown == [*ranked, *grey, f"{names[0]} in NumPy"]
     assert [note.get_text() for note in figure.axes[3].texts] == ["start", "optimum"]
     assert_no_overlaps(figure, renderer)
 
 
 def assert_no_overlaps(figure, renderer):
     """No text on another, no legend on a panel or line, nothing outside the picture."""
+    from matplotlib.text import Text
+
     boxes = [figure.legends[0].get_window_extent(renderer)]
+    boxes += [Text.get_window_extent(note, renderer) for note in figure.axes[0].texts]
     for panel in figure.axes:
         legend = panel.get_legend()
         boxes.append(panel.get_window_extent(renderer))
@@ -476,6 +602,24 @@ def assert_no_overlaps(figure, renderer):
             height = min(box.y1, other.y1) - max(box.y0, other.y0)
             # Axes touch their panel, and a label sticks out over the corner of the other axis.
             assert width <= 12 or height <= 12
+
+
+@pytest.mark.parametrize("name", ["digits", "line", "diabetes"])
+def test_all_rules_in_a_table_of_100_columns_and_a_picture(problems, name):
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    found = compare.compare(problems[name], list(ALL_RULES), epochs=10)
+    table = compare.table(found)
+    assert max(map(len, table.splitlines())) <= compare.WIDTH
+    assert set(rows_of(table)) == set(ALL_RULES)
+    assert {len(cells) for cells in rows_of(table).values()} == {11}
+    assert "\nfull batch: Rprop takes one step per epoch, with all rows.\n" in table
+    with rc_context(compare.PICTURE_STYLE):
+        figure = compare.draw(found)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    assert_no_overlaps(figure, canvas.get_renderer())
 
 
 @pytest.mark.parametrize("suffix", compare.PICTURE_SUFFIXES)
@@ -526,7 +670,10 @@ def test_info_as_json(capsys):
     [
         (["--version"], ["gradstep", gs.__version__]),
         (["--help"], ["compare", "info", "--version"]),
-        (["compare", "--help"], [*datasets.BUILT_IN, *map(str.lower, RULES), "--target", ".npz"]),
+        (
+            ["compare", "--help"],
+            [*datasets.BUILT_IN, *map(str.lower, ALL_RULES), "--target", ".npz"],
+        ),
         (["info", "--help"], ["--json"]),
     ],
 )
@@ -562,7 +709,14 @@ FAULTS = {
     "threads 0": (["compare", "--threads", "0"], ["--threads", "from 1 to 1024", "'0'"]),
     "threads many": (["compare", "--threads", "99999999999999"], ["--threads", "1024"]),
     "seed": (["compare", "--seed", "-1"], ["--seed", "at least 0"]),
-    "unknown rule": (["compare", "--rules", "adam,sdg"], ["'sdg'", *map(str.lower, RULES)]),
+    "unknown rule": (
+        ["compare", "--rules", "adam,sdg"],
+        ["'sdg'", "all", *map(str.lower, ALL_RULES)],
+    ),
+    "rule of two gradients": (
+        ["compare", "--rules", "sgd,SVRG"],
+        ["'svrg'", "not compared", gs.SVRG.step_needs],
+    ),
     "empty rules": (["compare", "--rules", ""], ["''", "sgd"]),
     "unknown data": (["compare", "--data", "digit"], ["'digit'", *datasets.BUILT_IN, ".csv"]),
     "unknown suffix": (["compare", "--data", "a.txt"], ["'a.txt'", ".csv", ".npz"]),

@@ -14,7 +14,9 @@ import numpy as np
 from ._files import replacing
 from .bench import (
     CHECKED_STEPS,
+    CLASS_PEERS,
     CONTESTANTS,
+    LEFT_OUT,
     NO_RULE,
     OURS,
     PEERS,
@@ -26,7 +28,7 @@ from .bench import (
     Work,
     short,
 )
-from .compare import PICTURE_STYLE
+from .compare import PICTURE_STYLE, aligned, label_end, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,16 +41,77 @@ WIDTH = 120
 def table(found: Bench) -> str:
     """The machine, a row per work, and what the columns mean."""
     columns = [[*heading, *map(cell, found.rows)] for heading, cell in _columns(found)]
-    widths = [max(map(len, column)) for column in columns]
-    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
-    rows = [
-        gap.join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*columns, strict=True)
+    return "\n".join([*_heading(found), "", *aligned(columns, WIDTH), "", *_notes(found)])
+
+
+def class_table(found: Bench) -> str:
+    """The machine, a table in Markdown with a row per rule, and what its columns mean."""
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("class", _class_cell),
+        ("bytes per element", lambda row: str(row.work.bytes_per_element)),
+        ("elements", lambda row: row.work.shape),
+        ("ms", lambda row: _or_dash(1e3 * row.seconds("gradstep"), "{:.3g}")),
+        ("of the memory's limit", lambda row: _or_dash(100 * row.ratio("roofline"), "{:.0f} %")),
+        ("NumPy", lambda row: _against("numpy", row)),
+        ("PyTorch", _against_torch),
     ]
-    return "\n".join([*_heading(found), "", *rows, "", *_notes(found)])
+    if len({row.work.shape for row in found.rows}) == 1:
+        columns = [column for column in columns if column[0] != "elements"]
+    lines = [
+        [heading for heading, _ in columns],
+        ["---" for _ in columns],
+        *([cell(row) for _, cell in columns] for row in found.rows),
+    ]
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([*_heading(found), "", *rows, "", *_class_notes(found)])
+
+
+def _class_cell(row: Row) -> str:
+    """The class as code, and what else its title says."""
+    name = row.work.optimizer.__name__
+    return f"`{name}`{row.work.title.removeprefix(name)}"
+
+
+def _against_torch(row: Row) -> str:
+    """How many times as long the fastest of PyTorch's ways takes, and which one that is."""
+    names = [name for name in CLASS_PEERS if name.startswith("torch")]
+    timed = [name for name in names if row.ratios(name)]
+    if not timed:
+        return next((text for text in (_against(name, row) for name in names) if text), "")
+    best = min(timed, key=row.ratio)
+    return f"{_against(best, row)} ({best.partition('-')[2] or 'for-loop'})"
+
+
+def _against(name: str, row: Row) -> str:
+    """How many times as long a peer takes; bold where it is faster."""
+    result, ratio = row.results.get(name, Result()), row.ratio(name)
+    if math.isnan(ratio):
+        return "differs" if result.check is not None and result.problem else ""
+    text = three_digits(ratio)
+    return f"**{text}**" if is_loss(ratio) else text
+
+
+def _class_notes(found: Bench) -> list[str]:
+    works = [row.work for row in found.rows]
+    elements = ", ".join(dict.fromkeys(work.shape for work in works))
+    rings = [work for work in works if "window" in work.options]
+    notes = [
+        f"ms: a step on {elements} float32 elements with the default options, the median of "
+        f"{found.rounds} rounds in which all contestants take turns.",
+        "of the memory's limit: the time of the same reads and writes without arithmetic, over "
+        "gradstep's. It is one pass: a rule that needs a norm before its step cannot reach it.",
+        "NumPy, PyTorch: how many times as long they take, the median ratio of a round; of "
+        "PyTorch's ways the fastest, and its name. Bold where they are faster. Empty: there is no "
+        f"such rule. Before, {CHECKED_STEPS} steps were compared, as `gradstep bench` does.",
+        *(
+            f"{work.title} keeps {work.options['window']} gradients. One step in so many sums them "
+            "again, which the median leaves out."
+            for work in rings
+        ),
+        *(f"left out: {name}: {why}." for name, why in LEFT_OUT.items()),
+        *_failures(found),
+    ]
+    return [line for note in notes for line in wrapped(note)]
 
 
 def _columns(found: Bench) -> list[tuple[tuple[str, str], Callable[[Row], str]]]:
@@ -142,14 +205,16 @@ def _notes(found: Bench) -> list[str]:
         f"within {TOLERANCE:g} of the distance that NumPy's parameters have moved, or differs.",
         *(["thinc zeroes the gradient at every step."] if "thinc" in _entrants(found) else []),
         *_growth(found),
-        *(f"skipped: {row.work}: {row.skipped}" for row in found.rows if row.skipped),
-        *_problems(found),
+        *_failures(found),
     ]
     return [line for note in notes for line in wrapped(note)]
 
 
-def _problems(found: Bench) -> Iterator[str]:
-    """A line for whoever was not used, or failed."""
+def _failures(found: Bench) -> Iterator[str]:
+    """A line for what was skipped, and for whoever was not used, or failed."""
+    for row in found.rows:
+        if row.skipped:
+            yield f"skipped: {row.work}: {row.skipped}"
     missing = [name for name, reason in found.unused.items() if "not installed" in reason]
     for name, reason in found.unused.items():
         if name not in missing:
@@ -265,47 +330,9 @@ def _draw_sizes(axes: Axes, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     low, high = np.log10(axes.get_ylim())
     heights = spread([math.log10(y) for _, y in ends.values()], 0.045 * (high - low), low, high)
     for (name, point), height in zip(ends.items(), heights, strict=True):
-        colour = CONTESTANTS[name].colour
-        axes.annotate(
-            name,
-            point,
-            (1.06, (height - low) / (high - low)),
-            textcoords="axes fraction",
-            color=colour,
-            weight="bold" if name == "gradstep" else "normal",
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.8,
-                "alpha": 0.6,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 4,
-            },
-        )
-
-
-def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The values moved apart by at least a gap, little and within limits that have room.
-
-    Example:
-        >>> from gradstep._bench_report import spread
-        >>> spread([1.0, 5.0, 1.0], 1.0, 0.0, 6.0)
-        [1.0, 5.0, 2.0]
-    """
-    order = sorted(range(len(values)), key=values.__getitem__)
-    moved = list(values)
-    floor = low
-    for i in order:
-        moved[i] = max(moved[i], floor)
-        floor = moved[i] + gap
-    ceiling = high
-    for i in reversed(order):
-        moved[i] = min(moved[i], ceiling)
-        ceiling = moved[i] - gap
-    return moved
+        place = 1.06, (height - low) / (high - low)
+        weight = "bold" if name == "gradstep" else "normal"
+        label_end(axes, name, point, place, CONTESTANTS[name].colour, weight)
 
 
 def _draw_ratios(axes: Axes, rows: Sequence[Row], found: Bench) -> None:

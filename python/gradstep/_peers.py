@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import math
 import os
 import pickle
@@ -124,9 +125,14 @@ class Roofline(Contestant):
     def __init__(self, work: Work, params: Sequence[Array]) -> None:
         super().__init__(work, [])
         param, read = np.concatenate(params), np.concatenate(params)
-        states = work.optimizer(param, **work.options).state.values()
+        states = [
+            state.reshape(-1)[: param.size]  # of one with rows the first
+            for state in work.optimizer(param, **work.options).state.values()
+            if state.size >= param.size
+        ]
         zeroed = [np.zeros_like(param)] * work.clip
-        self.step = functools.partial(_core.streams, [param, *states, *zeroed], read)
+        written = [param.reshape(-1), *states, *zeroed]
+        self.step = functools.partial(_core.streams, written, read.reshape(-1))
 
     def fill(self, grads: Sequence[Array]) -> None:
         """Nothing: it reads numbers of its own."""
@@ -142,7 +148,7 @@ class Numba(Contestant):
         parallel = work.threads > 1 and work.size >= NUMBA_PARALLEL
         # As NumPy does, a division by 0 gives infinity: a check would keep the loop from SIMD.
         update = numba.njit(parallel=parallel, error_model="numpy")(kernel)
-        states = [[np.zeros_like(p) for p in params] for _ in range(work.states)]
+        states = [[np.zeros_like(p) for p in params] for _ in work.states]
         arrays = list(zip(self.params, self.grads, *states, strict=True))
         hyper = _hyper(work)
         t = 0
@@ -298,7 +304,7 @@ def _numba_kernels(numba: Any) -> Mapping[str, Callable[..., None]]:
 class Torch(Contestant):
     """`torch.optim` on tensors of PyTorch's own memory, one tensor after the other."""
 
-    variant: ClassVar[Mapping[str, bool]] = {"foreach": False}
+    variant: ClassVar[str] = "for-loop"
 
     def __init__(self, work: Work, params: Sequence[Array]) -> None:
         torch: Any = import_module("torch")
@@ -316,29 +322,38 @@ class Torch(Contestant):
         self.step = clipped_step if work.clip else opt.step
 
     def _optimizer(self, work: Work) -> Any:
-        optimizers: Any = import_module("torch.optim")
-        return getattr(optimizers, work.optimizer.__name__)(
-            self.params, **work.options, **self.variant
-        )
+        return _in_torch(work)(self.params, **work.options, **self._ways(work)[self.variant])
 
     def param(self, i: int) -> Array:
         return np.asarray(self.params[i].detach())
+
+    @classmethod
+    def can(cls, work: Work) -> bool:
+        return _in_torch(work) is not None and cls.variant in cls._ways(work)
+
+    @staticmethod
+    def _ways(work: Work) -> dict[str, dict[str, bool]]:
+        """By name, the ways in which PyTorch can do the work, and how one asks for each."""
+        asked = inspect.signature(_in_torch(work)).parameters
+        ways = {"for-loop": {"foreach": False} if "foreach" in asked else {}}
+        return ways | {name: {name: True} for name in ("foreach", "fused") if name in asked}
+
+
+def _in_torch(work: Work) -> Any:
+    """PyTorch's class for the rule, or None."""
+    return getattr(import_module("torch.optim"), work.optimizer.__name__, None)
 
 
 class TorchForeach(Torch):
     """One call per operation over all tensors."""
 
-    variant: ClassVar = {"foreach": True}
+    variant = "foreach"
 
 
 class TorchFused(Torch):
     """One kernel for the whole step, of the rules that have one."""
 
-    variant: ClassVar = {"fused": True}
-
-    @classmethod
-    def can(cls, work: Work) -> bool:
-        return work.optimizer.__name__ in ("SGD", "Adagrad", "Adam", "AdamW")
+    variant = "fused"
 
 
 class DeepSpeed(Torch):
@@ -484,7 +499,7 @@ class Session:
     def param(self, i: int, begin: int, end: int) -> Array:
         """A piece of an array of parameters."""
         assert self._now is not None
-        return self._now.param(i)[begin:end]
+        return self._now.param(i).reshape(-1)[begin:end]
 
     def round(self) -> float:
         """The median of some calls, in seconds."""

@@ -8,6 +8,7 @@ those of NumPy. Rounds of all contestants alternate. Matplotlib is imported only
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import pickle
@@ -32,7 +33,7 @@ from . import reference, runtime
 from ._memory import available_bytes
 from .compare import check_picture
 from .datasets import UsageError
-from .optimizers import CORE_RULES, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from .optimizers import CLASSES, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 Array = NDArray[Any]
 Item = TypeVar("Item")
@@ -51,6 +52,9 @@ NO_RULE = "has no such rule"
 ROUNDS = 15
 #: Of a matrix of works, if none are given.
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
+#: Of the works of `classes`, and the same in short.
+CLASS_SIZE, CLASS_ROUNDS = 10_000_000, 5
+QUICK_CLASS_SIZE, QUICK_CLASS_ROUNDS = 100_000, 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,35 @@ RULES: Mapping[str, Rule] = {
 }
 
 
+#: What classes ask for and have no default of.
+NEEDED: Mapping[str, Any] = {"lr": 1e-3, "window": 10}
+#: The largest matrix that classes of matrices are timed on, rows and columns, where a vector would
+#: not be what they are for. Muon multiplies its matrix with itself, which takes n^3 operations.
+MATRICES: Mapping[str, tuple[int, int]] = {"Adafactor": (10_000, 1_000), "Muon": (1_000, 1_000)}
+
+
+def _by_class() -> tuple[dict[str, Rule], dict[str, str]]:
+    """`RULES`, and the other classes with their defaults; and who cannot be timed, and why."""
+    rules: dict[str, Rule] = {}
+    left_out: dict[str, str] = {}
+    for cls in CLASSES:
+        shared = {name: rule for name, rule in RULES.items() if rule.cls is cls}
+        asked = dict(list(inspect.signature(cls).parameters.items())[1:])
+        needs = [name for name, argument in asked.items() if argument.default is argument.empty]
+        if cls.step_needs:
+            left_out[cls.__name__] = f"its step needs {cls.step_needs}"
+        elif missing := [name for name in needs if name not in NEEDED]:
+            left_out[cls.__name__] = f"it needs {', '.join(missing)}"
+        else:
+            options = {"lr": asked["lr"].default} | {name: NEEDED[name] for name in needs}
+            rules |= shared or {cls.__name__: _rule(cls, cls.__name__, **options)}
+    return rules, left_out
+
+
+#: By name, every rule that can be timed, the classes in their order; and who cannot be, and why.
+CLASS_RULES, LEFT_OUT = _by_class()
+
+
 @dataclass(frozen=True)
 class Contestant:
     """Who takes part: its class in a worker, what must be installed, and its line in the picture.
@@ -111,6 +144,8 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "optax": Contestant("gradstep._peers:Optax", ("optax", "jax"), "#D55E00", "X"),
     "thinc": Contestant("gradstep._peers:Thinc", ("thinc",), "#8C6D31", "p"),
 }
+#: In the table of classes.
+CLASS_PEERS = ("numpy", "torch", "torch-foreach", "torch-fused")
 ALWAYS = ("gradstep", "roofline")
 OURS = (*ALWAYS, "smaller")
 PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in OURS)
@@ -123,12 +158,13 @@ class Work:
     """One step of a rule on float32 arrays.
 
     Args:
-        rule: a name in `RULES`.
+        rule: a name in `RULES` or `CLASS_RULES`.
         size: the elements of each array.
         arrays: how many there are.
         threads: the most that a contestant may use.
         clip: clip the gradient by its global norm before the step, zero it after.
         peers: who takes part beside gradstep and the roofline.
+        columns: of each array, if it is a matrix.
 
     Example:
         >>> from gradstep.bench import Work
@@ -143,43 +179,65 @@ class Work:
     threads: int = 1
     clip: bool = False
     peers: tuple[str, ...] = PEERS
+    columns: int = 0
 
     @property
     def optimizer(self) -> type[Optimizer]:
-        return RULES[self.rule].cls
+        return CLASS_RULES[self.rule].cls
 
     @property
     def options(self) -> dict[str, Any]:
-        return dict(RULES[self.rule].options)
+        return dict(CLASS_RULES[self.rule].options)
 
     @property
     def elements(self) -> int:
         return self.size * self.arrays
 
     @property
-    def states(self) -> int:
-        """The arrays of state per parameter."""
-        native = self.optimizer(np.zeros(1, np.float32), **self.options).rule
-        return len(CORE_RULES[native].states)
+    def array_shape(self) -> tuple[int, ...]:
+        return (self.size // self.columns, self.columns) if self.columns else (self.size,)
+
+    @property
+    def states(self) -> list[float]:
+        """Of each state, its elements per element of the parameter."""
+        param = np.zeros(self.array_shape if self.columns else 1, np.float32)
+        states = self.optimizer(param, **self.options).state.values()
+        return [state.size / param.size for state in states]
 
     @property
     def bytes_per_element(self) -> int:
         """What must move: parameter and states twice, the gradient once.
 
-        To clip by the norm, the gradient is read twice; to zero it, it is written.
+        Of a state with rows, a step updates one. To clip by the norm, the gradient is read twice;
+        to zero it, it is written.
         """
-        return 4 * (2 * (1 + self.states) + 1) + 8 * self.clip
+        states = sum(min(1.0, size) for size in self.states)
+        return round(4 * (2 * (1 + states) + 1)) + 8 * self.clip
+
+    @property
+    def by_element(self) -> bool:
+        """Whether each element has steps of its own, on which no other has an influence."""
+        if self.clip or self.columns:
+            return False
+        both, alone = np.array([1.0, 30.0], np.float32), np.array([1.0], np.float32)
+        for param in (both, alone):
+            opt = reference.in_numpy(self.optimizer)(param, **self.options)
+            for step in range(1, CHECKED_STEPS + 1):
+                opt.step(param * np.float32(step))
+        return bool(both[0] == alone[0])
 
     @property
     def title(self) -> str:
-        return RULES[self.rule].title + ", clip and zero" * self.clip
+        return CLASS_RULES[self.rule].title + ", clip and zero" * self.clip
 
     def __str__(self) -> str:
         return f"{self.title}, {self.shape}"
 
     @property
     def shape(self) -> str:
-        """The elements, and in how many arrays."""
+        """The elements, and in how many arrays, or rows and columns."""
+        if self.columns:
+            return f"{self.size // self.columns:,} x {self.columns:,}"
         return f"{self.arrays:,} x {short(self.size)}" if self.arrays > 1 else short(self.size)
 
 
@@ -222,6 +280,51 @@ def matrix(
         ['3 x 1 k', '3 x 2,500']
     """
     return [Work(r, size, arrays, n) for n in threads for r in rules for size in sizes]
+
+
+def classes(names: Sequence[str], threads: int, quick: bool = False) -> list[Work]:
+    """Each rule on one large array.
+
+    Args:
+        names: in `CLASS_RULES`.
+        threads: the most that a contestant may use.
+        quick: on a smaller one.
+
+    Example:
+        >>> from gradstep.bench import classes
+        >>> [work.shape for work in classes(["sgd", "NAdam"], threads=1)]
+        ['10 M', '10 M']
+    """
+    size = QUICK_CLASS_SIZE if quick else CLASS_SIZE
+    works = []
+    for name in names:
+        rows, columns = MATRICES.get(CLASS_RULES[name].cls.__name__, (1, 0))
+        while rows * columns > size:
+            rows, columns = rows // 2, columns // 2
+        work = Work(name, rows * columns or size, threads=threads, peers=CLASS_PEERS)
+        works.append(replace(work, columns=columns))
+    return works
+
+
+def find_classes(names: str) -> list[str]:
+    """The rules of the classes in a list such as "adam,lion"; "all" means every class.
+
+    Raises:
+        UsageError: no such class, or one that cannot be timed.
+
+    Example:
+        >>> from gradstep.bench import find_classes
+        >>> find_classes("lion,Adam")
+        ['Lion', 'adam', 'amsgrad']
+    """
+    known: dict[str, list[str]] = {"all": list(CLASS_RULES)}
+    for name, rule in CLASS_RULES.items():
+        known.setdefault(rule.cls.__name__.lower(), []).append(name)
+    wanted = {name.strip().lower() for name in names.split(",")}
+    for name, why in LEFT_OUT.items():
+        if name.lower() in wanted:
+            raise UsageError(f"class {name!r} is not timed: {why}")
+    return _find("class", names, known)
 
 
 def find_rules(names: str) -> list[str]:
@@ -283,7 +386,8 @@ def _find(noun: str, names: str, known: Mapping[str, list[str]]) -> list[str]:
     wanted = [name.strip().lower() for name in names.split(",")]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UsageError(f"unknown {noun} {unknown[0]!r}; the {noun}s are {', '.join(known)}")
+        plural = noun + ("es" if noun.endswith("s") else "s")
+        raise UsageError(f"unknown {noun} {unknown[0]!r}; the {plural} are {', '.join(known)}")
     return list(dict.fromkeys(found for name in wanted for found in known[name]))
 
 
@@ -296,7 +400,7 @@ def draw(work: Work, seed: int) -> list[Array]:
     arrays = [np.empty(work.size, np.float32) for _ in range(work.arrays)]
     for i, begin, end, at in _pieces(work):
         arrays[i][begin:end] = numbers[at : at + end - begin]
-    return arrays
+    return [array.reshape(work.array_shape) for array in arrays]
 
 
 def gradients(work: Work) -> Iterator[list[Array]]:
@@ -338,13 +442,13 @@ class Oracle:
     """What the parameters must be after the steps that are checked, by NumPy.
 
     A rule that looks at each element alone repeats itself as its numbers do: one period is enough.
-    With clipping, all elements count.
+    With clipping, or a norm in the rule, all elements count.
     """
 
     def __init__(self, work: Work) -> None:
         self.work, cls = work, reference.in_numpy(work.optimizer)
-        self._start = _period(work, 0)
-        if work.clip:
+        self._start, self._whole = _period(work, 0), not work.by_element
+        if self._whole:
             self._params = draw(work, 0)
             steps = gradients(work)
         else:
@@ -360,8 +464,8 @@ class Oracle:
         for i, begin, end, at in _pieces(self.work):
             size = end - begin
             got, start = param(i, begin, end), self._start[at : at + size]
-            whole, first = (self._params[i], begin) if self.work.clip else (self._params[0], at)
-            expected = whole[first : first + size]
+            whole, first = (self._params[i], begin) if self._whole else (self._params[0], at)
+            expected = whole.reshape(-1)[first : first + size]
             if got.dtype != expected.dtype or got.shape != expected.shape:
                 return Check(False, math.nan)
             same = same and got.tobytes() == expected.tobytes()
@@ -483,10 +587,10 @@ def needed_bytes(work: Work, contestants: int) -> int:
     """About what a work takes: all contestants have their arrays at once.
 
     Each has parameter, gradient, states and what refills the gradient. One at a time, it has the
-    temporaries of three expressions. The oracle keeps its result of a step with clipping.
+    temporaries of three expressions. The oracle keeps its result where all elements count.
     """
-    arrays = contestants * (2 + work.states + work.clip) + 3 + work.clip
-    return 4 * work.elements * arrays
+    arrays = contestants * (2 + sum(work.states) + work.clip) + 3 + (not work.by_element)
+    return round(4 * work.elements * arrays)
 
 
 # What is found
@@ -736,6 +840,7 @@ def as_json(found: Bench) -> dict[str, Any]:
         "works": [
             {
                 **{name: value for name, value in asdict(row.work).items() if name != "peers"},
+                "class": row.work.optimizer.__name__,
                 "title": row.work.title,
                 "options": row.work.options,
                 "bytes_per_element": row.work.bytes_per_element,

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +21,20 @@ from .datasets import UsageError
 
 WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
+
+def _listed(names: Iterable[str]) -> str:
+    text = ", ".join(names).lower()
+    return textwrap.fill(text, 90, initial_indent="  ", subsequent_indent="  ")
+
+
 COMPARE_HELP = f"""\
 Train a linear model with each rule on the same data and batches, by gradstep and again by NumPy.
 Print a table, the lowest loss first, and draw a picture: the loss by epoch, by time and by batch
 size, the paths of the rules over an error surface, and who reaches the optimum.
+
+Learning rates are formed from the data: a factor over its curvature, or times the size that weights
+must have. ASGD, Nesterov and the schedule-free rules are judged at the point that they are meant
+for. Rprop takes a step per epoch, with all rows. Of many rules, the best have colours and names.
 
 Whatever --rules says, four rules race to the optimum of the loss with an L2 penalty, all with one
 learning rate: SGD, WindowSAG, and SAG and SAGA, which keep a gradient for each batch.
@@ -40,11 +50,13 @@ A quarter of the rows is held out. A target of text, or of at most {datasets.MAX
 whole numbers, is classification, any other is regression. Features and the targets of regression
 are standardised, those of digits and line excepted.
 
-rules:
-{textwrap.fill(", ".join(compare.RULES).lower(), 96, initial_indent="  ", subsequent_indent="  ")}
+rules, each on its own or all of them:
+{_listed(compare.RULES)} (default)
+{_listed(name for name in compare.ALL_RULES if name not in compare.RULES)}
 
 examples:
   gradstep compare
+  gradstep compare --rules all --out all.png
   gradstep compare --data diabetes --rules sgd,adam,sag --out diabetes.png
   gradstep compare --data houses.csv --target price --epochs 50
 """
@@ -59,6 +71,9 @@ Each contestant has a process of its own and takes turns with the others. It is 
 Without --rules, --sizes and --arrays it is a table of works, Adam with up to 250,000,000 elements
 among them. With one of them it is each rule at each size.
 
+With --classes it is every class with its default options, and the variants among the rules below:
+{bench.CLASS_SIZE:,} elements against the memory, NumPy and PyTorch, as a table in Markdown.
+
 With --linear it is gradstep.linear against the solvers "sag" and "saga" of scikit-learn, in this
 process: an epoch of dense and of sparse rows, and whole fits of digits and of photo.
 
@@ -72,6 +87,7 @@ examples:
   gradstep bench
   gradstep bench --quick --peers numpy
   gradstep bench --rules sgd,adam --sizes 1000,1000000 --threads 1,2 --json
+  gradstep bench --classes adam,lion
   gradstep bench --linear --quick
 """
 
@@ -188,7 +204,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
     option("--data", "a name or a file, see above", default="digits")
     option("--target", "the column or array to predict, for files", metavar="NAME")
-    option("--rules", "which rules, such as adam,sgd; all by default", metavar="RULE,...")
+    option("--rules", "which rules, such as adam,sgd, or all", metavar="RULE,...")
     option(
         "--epochs",
         "passes over the data; by default 20 to 100, for about 2500 steps, and "
@@ -208,6 +224,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
     threads = _list_of(_whole(1, _core.thread_limit))
     option("--linear", "time linear models in the place of steps", action="store_true")
+    option(
+        "--classes",
+        "time every class in the place of works, or those named",
+        metavar="CLASS,...",
+        nargs="?",
+        const="all",
+    )
     option("--rules", "which rules, such as adam,sgd; default adam", metavar="RULE,...")
     option(
         "--sizes",
@@ -226,12 +249,14 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--rounds",
-        f"turns of each; default {bench.ROUNDS}, of --linear {bench_linear.ROUNDS}",
+        f"turns of each; default {bench.ROUNDS}, of --classes {bench.CLASS_ROUNDS}, of --linear "
+        f"{bench_linear.ROUNDS}",
         type=_whole(1),
     )
     option(
         "--quick",
-        "of the table only works of up to 1,000,000 elements; of --linear small ones",
+        "of the table only works of up to 1,000,000 elements; of --linear small ones; of --classes "
+        f"{bench.QUICK_CLASS_SIZE:,} elements in {bench.QUICK_CLASS_ROUNDS} rounds",
         action="store_true",
     )
     option("--json", "print JSON in the place of the table", action="store_true")
@@ -284,6 +309,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.linear:
         return _bench_linear(arguments)
+    if arguments.classes is not None:
+        return _bench_classes(arguments)
     threads = arguments.threads or [_checked_info()["threads"]]
     rules, sizes, arrays = arguments.rules, arguments.sizes, arguments.arrays
     if rules is sizes is arrays is None:
@@ -302,6 +329,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         _bench_report.save_picture(found, out)
     if not arguments.json:
         print(f"\npicture: {out or 'none, for matplotlib is not installed'}")
+    return _told_of_wrong_bits(found)
+
+
+def _told_of_wrong_bits(found: bench.Bench) -> int:
     wrong = [f"{row.work.title}, {row.work.shape}" for row in found.wrong_bits]
     if wrong:
         text = f"{'; '.join(wrong)}: other bits than NumPy; please report this"
@@ -309,15 +340,24 @@ def _bench(arguments: argparse.Namespace) -> int:
     return WRONG_BITS if wrong else 0
 
 
+def _bench_classes(arguments: argparse.Namespace) -> int:
+    _refuse(arguments, "classes", ("rules", "sizes", "arrays", "peers", "out"))
+    threads = _one_number_of_threads(arguments, "classes") or _checked_info()["threads"]
+    quick = arguments.quick
+    works = bench.classes(bench.find_classes(arguments.classes), threads, quick)
+    rounds = arguments.rounds or (bench.QUICK_CLASS_ROUNDS if quick else bench.CLASS_ROUNDS)
+    pythons = bench.find_pythons(arguments.python or [])
+    found = bench.bench(works, bench.CLASS_PEERS, rounds=rounds, pythons=pythons)
+    told = bench.as_json(found)
+    print(json.dumps(told, indent=2) if arguments.json else _bench_report.class_table(found))
+    return _told_of_wrong_bits(found)
+
+
 def _bench_linear(arguments: argparse.Namespace) -> int:
-    for name in ("rules", "sizes", "arrays", "peers", "python", "out"):
-        if getattr(arguments, name) is not None:
-            raise UsageError(f"--{name} is not for --linear")
-    if arguments.threads is not None:
-        if len(arguments.threads) > 1:
-            given = ",".join(map(str, arguments.threads))
-            raise UsageError(f"--threads must be one number with --linear, got {given}")
-        runtime.set_num_threads(arguments.threads[0])
+    _refuse(arguments, "linear", ("classes", "rules", "sizes", "arrays", "peers", "python", "out"))
+    threads = _one_number_of_threads(arguments, "linear")
+    if threads is not None:
+        runtime.set_num_threads(threads)
     _checked_info()
     found = bench_linear.bench(
         bench_linear.standard(arguments.quick), rounds=arguments.rounds or bench_linear.ROUNDS
@@ -329,6 +369,23 @@ def _bench_linear(arguments: argparse.Namespace) -> int:
         text = f"{'; '.join(wrong)}: gradstep is not at the optimum; please report this"
         print(_error_line(text), file=sys.stderr)
     return WRONG_BITS if wrong else 0
+
+
+def _refuse(arguments: argparse.Namespace, table: str, names: Sequence[str]) -> None:
+    """Raise if an option was given that is for another table."""
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} is not for --{table}")
+
+
+def _one_number_of_threads(arguments: argparse.Namespace, table: str) -> int | None:
+    threads: list[int] | None = arguments.threads
+    if threads is None:
+        return None
+    if len(threads) > 1:
+        given = ",".join(map(str, threads))
+        raise UsageError(f"--threads must be one number with --{table}, got {given}")
+    return threads[0]
 
 
 def _info(arguments: argparse.Namespace) -> int:

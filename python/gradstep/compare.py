@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,10 +21,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import losses, reference
 from ._files import replacing
+from .adaptive import FTRL, Adadelta
+from .averaging import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .datasets import Dataset, UsageError, demo_packages, load
 from .finite_sums import SAG, SAGA, WindowSAG
-from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
-from .stability import batch_curvature, max_stable_lr
+from .optimizers import (
+    CLASSES,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Momentum,
+    Nesterov,
+    Optimizer,
+    RMSprop,
+)
+from .signs import Lion, Rprop
+from .stability import batch_curvature, has_bound, max_stable_lr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +51,8 @@ WINDOW = 10
 MAX_SINGLE_ROWS, MAX_SINGLE_EPOCHS = 2000, 30
 #: The race to the optimum: SAG needs many batches to show what it is for.
 FINITE_SUM_BATCHES, FINITE_SUM_PASSES = 150, 40
+#: Of what is printed.
+WIDTH = 100
 PATH_BATCH, PATH_STEPS, PATH_START = 125, 200, (0.0, 6.0)
 
 
@@ -148,13 +164,17 @@ class Batches:
 
     def __init__(self, problem: Problem, batch_size: int, seed: int) -> None:
         x, y = problem.data.x, problem.data.y
-        self.problem, self.size = problem, min(batch_size, len(x))
+        self.problem, self.seed, self.size = problem, seed, min(batch_size, len(x))
         order = np.random.default_rng(seed).permutation(len(x))
         parts = np.array_split(order, math.ceil(len(x) / self.size))
         self.items = [(x[rows], y[rows], len(rows) * len(parts) / len(x)) for rows in parts]
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def whole(self) -> Batches:
+        """The same rows in one batch."""
+        return Batches(self.problem, len(self.problem.data.x), self.seed)
 
     def gradient(self, params: Sequence[Array], row: int) -> list[Array]:
         """The gradient of one batch, weighted such that their mean is that of all rows."""
@@ -187,13 +207,18 @@ def of_weights(factor: float) -> LearningRate:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build a rule for a problem, and its line in the picture."""
+    """How to build a rule for a problem, and its line in the picture.
+
+    Without a colour the line has one by its place among the others. `full_batch` is for rules that
+    are not for mini-batches: they take one step per epoch, with all rows.
+    """
 
     cls: type[Optimizer]
     lr: LearningRate
-    colour: str
+    colour: str = ""
     dash: str = "-"
     options: Mapping[str, Any] = field(default_factory=dict)
+    full_batch: bool = False
 
     def learning_rate(self, batches: Batches) -> float:
         return _three_digits(self.lr(batches.problem, batches.size))
@@ -206,14 +231,17 @@ def _three_digits(value: float) -> float:
 
 # Momentum of 0.9 sums ten gradients up, so lr = 0.1 / L would go at the pace of SGD. The adaptive
 # rules have textbook defaults for networks: 0.01 for Adagrad and RMSprop, 0.001 for Adam.
-# WindowSAG keeps to half its bound. Colours: Okabe and Ito; one family, one colour.
-_MOMENTUM = {"momentum": 0.9}
+# WindowSAG keeps to half its bound. All factors are round numbers that suit both line and diabetes,
+# whose noise punishes larger ones; on digits nearly every rule would take ten times as much.
+# Colours: Okabe and Ito; one family, one colour.
+
 # A run that diverges shall go on to a loss that is infinite, where these would refuse to step.
 _CAREFUL = {"skip_nonfinite": True}
+#: What is compared if nothing is said.
 RULES: Mapping[str, Recipe] = {
     "SGD": Recipe(SGD, over_curvature(1), "#000000"),
-    "Momentum": Recipe(SGD, over_curvature(0.2), "#E69F00", options=_MOMENTUM),
-    "Nesterov": Recipe(SGD, over_curvature(0.2), "#D55E00", "--", {**_MOMENTUM, "nesterov": True}),
+    "Momentum": Recipe(Momentum, over_curvature(0.2), "#E69F00"),
+    "Nesterov": Recipe(Nesterov, over_curvature(0.2), "#D55E00", "--"),
     "Adagrad": Recipe(Adagrad, of_weights(0.2), "#009E73"),
     "RMSprop": Recipe(RMSprop, of_weights(0.003), "#56B4E9"),
     "Adam": Recipe(Adam, of_weights(0.01), "#0072B2"),
@@ -229,6 +257,40 @@ RULES: Mapping[str, Recipe] = {
         {"window": WINDOW, **_CAREFUL},
     ),
 }
+
+
+def recipe_for(cls: type[Optimizer]) -> Recipe:
+    """For a class that has no recipe of its own: half its largest stable lr, or Adam's.
+
+    Adam's is for rules that step by about lr in each weight, and those have no largest stable lr.
+    """
+    return Recipe(cls, half_the_bound(cls) if has_bound(cls) else RULES["Adam"].lr)
+
+
+# FTRL's rates are Adagrad's, and Adadelta's lr is a factor of what it finds by itself. Rprop cannot
+# bear noise in its signs. Lion's sign is larger than Adam's mean. A mean of points allows longer
+# steps; ASGD's would otherwise begin after a million of them.
+_OWN_RECIPES = {
+    recipe.cls: recipe
+    for recipe in (
+        Recipe(Adadelta, of_weights(1)),
+        Recipe(FTRL, of_weights(0.2)),
+        Recipe(Rprop, of_weights(0.01), full_batch=True),
+        Recipe(Lion, of_weights(0.002)),
+        Recipe(ASGD, over_curvature(1), options={"t0": 0}),
+        Recipe(ScheduleFreeSGD, over_curvature(2)),
+        Recipe(ScheduleFreeAdamW, of_weights(0.02)),
+    )
+}
+#: `RULES`, and by its name every other class that needs no more than gradients.
+ALL_RULES: Mapping[str, Recipe] = {
+    **RULES,
+    **{
+        cls.__name__: _OWN_RECIPES.get(cls) or recipe_for(cls)
+        for cls in CLASSES
+        if cls.__name__ not in RULES and not cls.step_needs
+    },
+}
 #: The rules with a gradient for each batch, whose steps name it.
 ROW_METHODS = (SAG, SAGA)
 #: Those that race to the optimum, and how many gradients they keep.
@@ -241,22 +303,24 @@ FINITE_SUM_RULES: Mapping[str, str] = {
 
 
 def find_rules(names: str) -> list[str]:
-    """The rules in a list such as "adam,sgd", in the spelling of `RULES`.
+    """The rules in a list such as "adam,sgd", in the spelling of `ALL_RULES`; "all" means each.
 
     Raises:
-        UsageError: no such rule.
+        UsageError: no such rule, or one that needs more than gradients.
 
     Example:
         >>> from gradstep.compare import find_rules
         >>> find_rules("adam, SGD")
         ['Adam', 'SGD']
     """
-    known = {name.lower(): name for name in RULES}
+    known = {name.lower(): [name] for name in ALL_RULES} | {"all": list(ALL_RULES)}
+    needs = {cls.__name__.lower(): cls.step_needs for cls in CLASSES}
     wanted = [name.strip().lower() for name in names.split(",")]
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise UsageError(f"unknown rule {unknown[0]!r}; the rules are {', '.join(known)}")
-    return list(dict.fromkeys(known[name] for name in wanted))
+    for name in (name for name in wanted if name not in known):
+        if name in needs:
+            raise UsageError(f"rule {name!r} is not compared: its step needs {needs[name]}")
+        raise UsageError(f"unknown rule {name!r}; the rules are {', '.join(known)}")
+    return list(dict.fromkeys(found for name in wanted for found in known[name]))
 
 
 class Training:
@@ -281,13 +345,40 @@ class Training:
         self.seconds += end - start
         self.update_seconds += end - middle
 
+    def point(self) -> list[Array]:
+        """What is to be used of the training so far, which goes on as if nobody had asked."""
+        method = judged_by(type(self.opt))
+        if not method or self.opt.t == 0:
+            return self.params
+        if method != "eval":
+            return list(getattr(self.opt, method)())
+        here = [param.copy() for param in self.params]
+        self.opt.eval()
+        point = [param.copy() for param in self.params]
+        self.opt.train()
+        for param, old in zip(self.params, here, strict=True):  # the way back has rounded
+            param[...] = old
+        return point
+
+
+def judged_by(cls: type[Optimizer]) -> str:
+    """The method that gives the point to use where that is not the parameters, otherwise "".
+
+    Example:
+        >>> import gradstep as gs
+        >>> from gradstep.compare import judged_by
+        >>> judged_by(gs.ASGD), judged_by(gs.SGD)
+        ('average', '')
+    """
+    return next((name for name in ("eval", "average", "position") if hasattr(cls, name)), "")
+
 
 class Run:
     """One rule, trained by gradstep and, if wanted, over again by NumPy.
 
     `losses` has an item for the start and one per epoch, and for each training so have `seconds`
     and, of the steps without their gradients, `update_seconds`. The loss is taken over all training
-    rows, outside the clock.
+    rows, at the point that the rule is meant for, outside the clock.
     """
 
     def __init__(
@@ -299,11 +390,11 @@ class Run:
         recipe: Recipe | None = None,
     ) -> None:
         self.name = name
-        self.batches = batches
-        recipe = recipe or RULES[name]
-        self.trainings = [Training(batches, recipe)]
+        self.recipe = recipe or ALL_RULES[name]
+        self.batches = batches.whole() if self.recipe.full_batch else batches
+        self.trainings = [Training(self.batches, self.recipe)]
         if with_numpy:
-            self.trainings.append(Training(batches, recipe, in_numpy=True))
+            self.trainings.append(Training(self.batches, self.recipe, in_numpy=True))
         self.losses = [batches.problem.value(self.params)]
         self.seconds = [[0.0] for _ in self.trainings]
         self.update_seconds = [[0.0] for _ in self.trainings]
@@ -312,6 +403,11 @@ class Run:
     @property
     def params(self) -> list[Array]:
         return self.trainings[0].params
+
+    @property
+    def point(self) -> list[Array]:
+        """What is to be used of the training so far."""
+        return self.trainings[0].point()
 
     @property
     def epochs(self) -> int:
@@ -344,7 +440,7 @@ class Run:
         for i, training in enumerate(self.trainings):
             self.seconds[i].append(training.seconds)
             self.update_seconds[i].append(training.update_seconds)
-        self.losses.append(self.batches.problem.value(self.params))
+        self.losses.append(self.batches.problem.value(self.point))
 
     def order(self) -> list[int]:
         """Each batch once, in a new order; for SAG and SAGA drawn at random, as their papers do.
@@ -376,8 +472,8 @@ class FiniteSum:
 
     def recipe(self, name: str) -> Recipe:
         """The rule with the penalty and the learning rate of all."""
-        options = {**RULES[name].options, "weight_decay": self.weight_decay}
-        return replace(RULES[name], lr=lambda *_: self.lr, options=options)
+        options = {**ALL_RULES[name].options, "weight_decay": self.weight_decay}
+        return replace(ALL_RULES[name], lr=lambda *_: self.lr, options=options)
 
     def distance(self, params: Sequence[Array]) -> float:
         """How far the parameters are from the optimum."""
@@ -415,20 +511,26 @@ class Comparison:
     """What was found.
 
     Args:
-        problem: what was trained.
+        batches: what the rules were trained on.
         runs: one per rule, the lowest final loss first.
+        left_out: by rule, why it cannot be trained here.
         sizes: SGD with all rows, some and one in a batch.
         races: the rules of `FINITE_SUM_RULES` on their way to the optimum.
         paths: per rule, the points (slope, intercept) that it passed on the line.
         line: the problem of the paths.
     """
 
-    problem: Problem
+    batches: Batches
     runs: list[Run]
+    left_out: dict[str, str]
     sizes: list[Run]
     races: list[Race]
     paths: dict[str, Array]
     line: Problem
+
+    @property
+    def problem(self) -> Problem:
+        return self.batches.problem
 
 
 def compare(
@@ -443,10 +545,13 @@ def compare(
 
     Args:
         data: what to fit, from `gradstep.datasets.load`.
-        rules: names in `RULES`.
+        rules: names in `ALL_RULES`, by default those in `RULES`.
         epochs: passes over the data; if not given, 20 to 100, for about 2500 steps.
         batch_size: rows in a batch; if not given, 32, or more where that makes over 400 batches.
         seed: of the batches and their order.
+
+    Raises:
+        UsageError: none of the rules takes a weight and a bias.
 
     Example:
         >>> from gradstep.compare import compare
@@ -457,6 +562,11 @@ def compare(
     """
     problem, line = Problem(data), Problem(load("line"))
     batches = Batches(problem, batch_size or max(32, len(data.x) // 400), seed)
+    on_line = Batches(line, PATH_BATCH, seed)
+    left_out = _refusals(rules, (batches, on_line))
+    rules = [name for name in rules if name not in left_out]
+    if not rules:
+        raise UsageError("; ".join(f"{name}: {why}" for name, why in left_out.items()))
     passes = min(epochs or FINITE_SUM_PASSES, FINITE_SUM_PASSES)
     epochs = epochs or min(max(2500 // len(batches), 20), 100)
     few = Problem(_head(data, seed))
@@ -474,9 +584,21 @@ def compare(
         work = (run for run, times in plan for _ in range(times))
         for run in _with_progress(work, sum(times for _, times in plan)):
             run.epoch()
-        paths = {name: _path(Batches(line, PATH_BATCH, seed), name, seed) for name in rules}
+        paths = {name: _path(on_line, name, seed) for name in rules}
     runs.sort(key=lambda run: math.inf if run.diverged else run.losses[-1])
-    return Comparison(problem, runs, size_runs, races, paths, line)
+    return Comparison(batches, runs, left_out, size_runs, races, paths, line)
+
+
+def _refusals(rules: Sequence[str], trained_on: Sequence[Batches]) -> dict[str, str]:
+    """By rule, why it does not take such parameters: it may want matrices."""
+    refusals = {}
+    for name in rules:
+        try:
+            for batches in trained_on:
+                Training(batches, ALL_RULES[name])
+        except (TypeError, ValueError) as error:
+            refusals[name] = str(error)
+    return refusals
 
 
 def _head(data: Dataset, seed: int) -> Dataset:
@@ -486,14 +608,14 @@ def _head(data: Dataset, seed: int) -> Dataset:
 
 
 def _path(batches: Batches, name: str, seed: int) -> Array:
-    """The parameters after each of some steps."""
+    """Where the rule is after each of some steps."""
     run = Run(batches, name, seed)
     run.params[0][:], run.params[1][:] = PATH_START
-    points = [np.concatenate(run.params)]
+    points = [np.concatenate(run.point)]
     while len(points) <= PATH_STEPS:
         for row in run.order():
             run.trainings[0].step(row)
-            points.append(np.concatenate(run.params))
+            points.append(np.concatenate(run.point))
     return np.array(points)
 
 
@@ -515,16 +637,19 @@ def table(found: Comparison) -> str:
     races = [[race.name, f"{race.distances[-1]:.1e}"] for race in found.races]
     start = ["start", f"{found.races[0].distances[0]:.1e}"]
     distances = [["", "distance to optimum"], start, *races]
-    return "\n".join(
-        [_heading(found), "", *aligned(columns), "", *aligned(distances), "", *_notes(found)]
-    )
+    tables = [*aligned(columns, WIDTH), "", *aligned(distances, WIDTH)]
+    return "\n".join([*_wrapped(_heading(found)), "", *tables, "", *_notes(found)])
 
 
-def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
-    """The rows of a table, the first column to the left and the others to the right."""
+def aligned(columns: Sequence[Sequence[str]], width: float = math.inf) -> list[str]:
+    """The rows of a table, the first column to the left and the others to the right.
+
+    Two blanks lie between columns, or one where they would be wider than the width.
+    """
     widths = [max(map(len, column)) for column in columns]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= width else " "
     return [
-        "  ".join(
+        gap.join(
             text.ljust(width) if i == 0 else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
@@ -545,16 +670,15 @@ def _columns(problem: Problem) -> list[tuple[tuple[str, str], Callable[[Run], st
     def score(run: Run) -> str:
         if run.diverged:
             return "-"
-        value = problem.score(run.params)
+        value = problem.score(run.point)
         return f"{100 * value:.1f} %" if problem.data.classes else f"{value:.4f}"
 
     columns: list[tuple[tuple[str, str], Callable[[Run], str]]] = [
         (("", "rule"), lambda run: run.name),
-        (("", "lr"), lambda run: f"{RULES[run.name].learning_rate(run.batches):g}"),
+        (("", "lr"), lambda run: f"{run.recipe.learning_rate(run.batches):g}"),
         (("training", "loss"), lambda run: "diverged" if run.diverged else f"{run.losses[-1]:.4g}"),
         (("above", "least"), above_least),
         (("held out", "accuracy" if problem.data.classes else "R2"), score),
-        (("", "epochs"), lambda run: str(run.epochs)),
         (("training", "seconds"), lambda run: f"{run.seconds[0][-1]:.3f}"),
         (("in", "NumPy"), lambda run: f"{run.seconds[1][-1]:.3f}"),
         (("", "ratio"), lambda run: f"{run.seconds[1][-1] / run.seconds[0][-1]:.1f}"),
@@ -578,7 +702,8 @@ def _model(problem: Problem) -> str:
 
 def _heading(found: Comparison) -> str:
     held_out = f"{len(found.problem.data.x_test):,} rows held out"
-    return f"{_model(found.problem)}; {held_out}; {_cut(found.runs[0].batches)} per epoch"
+    epochs = count(max(run.epochs for run in found.runs), "epoch")
+    return f"{_model(found.problem)}; {held_out}; {epochs} of {_cut(found.batches)}"
 
 
 def _cut(batches: Batches) -> str:
@@ -598,6 +723,17 @@ def _notes(found: Comparison) -> list[str]:
     if drawn:
         who = f"{' and '.join(drawn)} draw{'s' * (len(drawn) == 1)}"
         notes.append(f"{who} batches at random; other rules see each once per epoch.")
+    for run in found.runs:
+        if run.diverged:
+            notes.append(f"diverged: {run.name} in epoch {run.epochs}.")
+        if run.recipe.full_batch:
+            notes.append(f"full batch: {run.name} takes one step per epoch, with all rows.")
+    used = {run.name: judged_by(run.recipe.cls) for run in found.runs}
+    points = [f"{name} at {method}()" for name, method in used.items() if method]
+    if points:
+        notes += _wrapped(f"judged where their users take them: {', '.join(points)}.")
+    for name, why in found.left_out.items():
+        notes += _wrapped(f"left out: {name}: {why}")
     first = found.races[0]
     passes, batches = count(first.epochs, "pass", "es"), _cut(first.batches)
     lr, weight_decay = first.finite_sum.lr, first.finite_sum.weight_decay
@@ -607,6 +743,10 @@ def _notes(found: Comparison) -> list[str]:
         f"{weight_decay:g}.",
     ]
     return notes
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -674,8 +814,10 @@ def draw(found: Comparison) -> Figure:
     _draw_paths(surface, found)
     _draw_races(to_optimum, found.races)
     many = len(found.runs) > 1
+    handles, labels = by_time.get_legend_handles_labels()
     figure.legend(
-        *by_time.get_legend_handles_labels(),
+        handles,
+        labels,
         loc="outside upper center",
         ncols=6,
         title=_model(found.problem).replace("$", r"\$") + "; lowest loss first" * many,
@@ -686,22 +828,101 @@ def draw(found: Comparison) -> Figure:
 
 
 def _draw_epochs(axes: Axes, found: Comparison) -> None:
+    lines = _lines(found.runs)
     for run in found.runs:
-        _draw_loss(axes, run, range(run.epochs + 1), **_line(run.name))
+        _draw_loss(axes, run, range(run.epochs + 1), **lines[run.name])
     axes.set_title("Loss by epoch: the same batches for each rule")
     _set_epoch_axis(axes)
     _set_loss_axis(axes, found.runs)
+    if not _have_colours(found.runs):
+        _label_ends(axes, [run for run in found.runs if lines[run.name]["color"] != OTHERS], lines)
+
+
+def _label_ends(axes: Axes, runs: Sequence[Run], lines: Mapping[str, Mapping[str, Any]]) -> None:
+    """The names beside the ends of their lines, moved apart where these are close."""
+    bottom, top = axes.get_ylim()
+    ends = [(run.epochs, min(max(_smooth(_above_least(run))[-1], bottom), top)) for run in runs]
+    in_panel = axes.transData + axes.transAxes.inverted()
+    places = spread([float(y) for _, y in in_panel.transform(ends)], 0.052, 0.0, 1.0)
+    for run, end, place in zip(runs, ends, places, strict=True):
+        colour = lines[run.name]["color"]
+        label_end(axes, run.name, end, (1.03, place), colour)
+
+
+def label_end(
+    axes: Axes,
+    text: str,
+    end: tuple[float, float],
+    place: tuple[float, float],
+    colour: str,
+    weight: str = "normal",
+) -> None:
+    """Write a name right of the panel, and a thin line from there to where a curve ends."""
+    axes.annotate(
+        text,
+        end,
+        place,
+        textcoords="axes fraction",
+        color=colour,
+        weight=weight,
+        va="center",
+        annotation_clip=False,
+        arrowprops={
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.8,
+            "alpha": 0.6,
+            "relpos": (0, 0.5),
+            "shrinkA": 1,
+            "shrinkB": 4,
+        },
+    )
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The values moved apart by at least a gap, little and within limits that have room.
+
+    Example:
+        >>> from gradstep.compare import spread
+        >>> spread([1.0, 5.0, 1.0], 1.0, 0.0, 6.0)
+        [1.0, 5.0, 2.0]
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    moved = list(values)
+    floor = low
+    for i in order:
+        moved[i] = max(moved[i], floor)
+        floor = moved[i] + gap
+    ceiling = high
+    for i in reversed(order):
+        moved[i] = min(moved[i], ceiling)
+        ceiling = moved[i] - gap
+    return moved
 
 
 def _draw_seconds(axes: Axes, found: Comparison) -> None:
+    lines, grey = _lines(found.runs), 0
     for place, run in enumerate(found.runs, 1):
         label = f"{place}. {run.name}" if len(found.runs) > 1 else run.name
-        _draw_loss(axes, run, run.seconds[0], label=label, **_line(run.name))
+        if lines[run.name]["color"] == OTHERS:
+            grey, label = grey + 1, ""
+        _draw_loss(axes, run, run.seconds[0], label=label, **lines[run.name])
+    if grey:
+        axes.plot([], [], **_OTHER_LINE, label=f"{grey} other{'s' * (grey > 1)}, in the table")
     best = found.runs[0]
     numpys = {"color": "#808080", "linestyle": "-.", "label": f"{best.name} in NumPy"}
     _draw_loss(axes, best, best.seconds[1], **numpys)
     axes.set(title="Loss by time: gradients included", xlabel="seconds of training")
     _set_loss_axis(axes, found.runs)
+    _end_with_the_lines(axes)
+
+
+def _end_with_the_lines(axes: Axes) -> None:
+    """No room beyond where the last line leaves the panel through its floor."""
+    floor = axes.get_ylim()[0]
+    points = [line.get_xydata() for line in axes.lines]
+    end = max(x[y >= floor].max(initial=0) for x, y in (np.transpose(xy) for xy in points))
+    axes.set_xlim(-0.04 * end, 1.04 * end)
 
 
 def _draw_sizes(axes: Axes, found: Comparison) -> None:
@@ -722,9 +943,12 @@ def _draw_paths(axes: Axes, found: Comparison) -> None:
     line = found.line
     assert line.optimum is not None  # it is least squares
     optimum = np.concatenate(line.optimum)
-    one_per_colour = {RULES[name].colour: name for name in reversed(found.paths)}
-    for name in one_per_colour.values():
-        axes.plot(*found.paths[name].T, **_line(name), marker=".", markersize=5, linewidth=1.2)
+    lines = _lines(found.runs)
+    one_per_colour = {lines[name]["color"]: name for name in reversed(found.paths)}
+    for colour, name in one_per_colour.items():
+        if colour != OTHERS:
+            path = {**lines[name], "marker": ".", "markersize": 5, "linewidth": 1.2}
+            axes.plot(*found.paths[name].T, **path)
     for text, (x, y), marker in (("start", PATH_START, "o"), ("optimum", optimum, "*")):
         axes.plot(x, y, "k", marker=marker, markersize=14, markeredgecolor="w", zorder=5)
         below: Any = {"xytext": (0, -26), "textcoords": "offset points", "ha": "center"}
@@ -743,9 +967,8 @@ def _draw_paths(axes: Axes, found: Comparison) -> None:
 
 def _draw_races(axes: Axes, races: Sequence[Race]) -> None:
     for race in races:
-        line = _line(race.name)
         label = f"{race.name}: {FINITE_SUM_RULES[race.name]}"
-        axes.plot(_drawn(race.distances), **line, **_on_top(line), label=label)
+        axes.plot(_drawn(race.distances), **_own_line(race.recipe), label=label)
     cut = _cut(races[0].batches)
     axes.set_title(f"Who reaches the optimum: one learning rate for all, {cut}")
     _set_epoch_axis(axes)
@@ -756,13 +979,9 @@ def _draw_races(axes: Axes, races: Sequence[Race]) -> None:
 
 def _draw_loss(axes: Axes, run: Run, times: Sequence[float], **line: Any) -> None:
     above = _above_least(run)
-    axes.plot(times, above, color=line["color"], alpha=0.2, linewidth=0.8)
-    axes.plot(times, _smooth(above), **line, **_on_top(line))
-
-
-def _on_top(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Where two lines coincide, the dashed one goes on top and both are seen."""
-    return {"linewidth": 2, "zorder": 2.1 + (line["linestyle"] != "-")}
+    if line["color"] != OTHERS:
+        axes.plot(times, above, color=line["color"], alpha=0.2, linewidth=0.8)
+    axes.plot(times, _smooth(above), **{"linewidth": 2, **line})
 
 
 def _above_least(run: Run) -> Array:
@@ -803,8 +1022,33 @@ def _smooth(values: Array) -> Array:
     return np.array([np.median(values[part]) for part in near])
 
 
-def _line(name: str) -> dict[str, Any]:
-    return {"color": RULES[name].colour, "linestyle": RULES[name].dash}
+#: Where there are rules without a colour, so many of the best have one; SGD is to compare with.
+BEST_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#7B3FA0", "#56B4E9")
+OTHERS = "#b8b8b8"
+_OTHER_LINE: dict[str, Any] = {"color": OTHERS, "linestyle": "-", "linewidth": 0.9}
+
+
+def _have_colours(runs: Sequence[Run]) -> bool:
+    return all(run.recipe.colour for run in runs)
+
+
+def _lines(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """By rule, how its line is drawn: in its own colour where all have one, else by its place."""
+    if _have_colours(runs):
+        return {run.name: _own_line(run.recipe) for run in runs}
+    lines = {run.name: dict(_OTHER_LINE) for run in runs}
+    ranked = [name for name in lines if name != "SGD"]
+    for name, colour in zip(ranked, BEST_COLOURS, strict=False):
+        lines[name] = {"color": colour, "linestyle": "-", "zorder": 2.2}
+    if "SGD" in lines:
+        lines["SGD"] = _own_line(RULES["SGD"])
+    return lines
+
+
+def _own_line(recipe: Recipe) -> dict[str, Any]:
+    """Where two lines coincide, the dashed one goes on top and both are seen."""
+    order = 2.1 + (recipe.dash != "-")
+    return {"color": recipe.colour, "linestyle": recipe.dash, "linewidth": 2, "zorder": order}
 
 
 def count(number: int, noun: str, plural: str = "s") -> str:
