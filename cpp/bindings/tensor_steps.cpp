@@ -87,7 +87,7 @@ Memory memory_of(const dlpack::Tensor& tensor) {
 // The hyper-parameters in the rule's order, weight decay and maximize.
 using Scalars = std::tuple<std::vector<double>, double, bool>;
 
-// Of the steps so far and the numbers that each step moves on: the scalars of the next step, and those numbers after it.
+// Of the steps so far and the numbers that each step moves on: the scalars of the next one, and those numbers then.
 using Advance = py::typing::Callable<std::tuple<Scalars, std::vector<double>>(std::int64_t, std::vector<double>)>;
 
 // What a step takes from one parameter group: its tensors, the rule, the names of the rule's states, whether a state
@@ -125,7 +125,8 @@ class TensorSteps {
       slot.count.write(slot.t);
       const std::vector<py::str>& names = std::get<4>(groups[slot.group]);
       for (std::size_t k = 0; k < names.size(); ++k)
-        if (PyDict_SetItem(slot.state.ptr(), names[k].ptr(), slot.folded->progress[k].ptr())) throw py::error_already_set();
+        if (PyDict_SetItem(slot.state.ptr(), names[k].ptr(), slot.folded->progress[k].ptr()))
+          throw py::error_already_set();
     }
   }
 

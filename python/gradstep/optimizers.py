@@ -253,7 +253,7 @@ class Optimizer:
                 late, progress = self._advance(t, self._progress.tolist())
             result = self._step(
                 grads,
-                self._scalars(t, **late),
+                self._scalars(t, 0, **late),
                 grad_scale=grad_scale,
                 clip_norm=clip_norm,
                 clip_value=clip_value,

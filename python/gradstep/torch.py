@@ -94,6 +94,7 @@ class _ASGD(averaging.ASGD):
         return {"lr": eta, "alpha": 0.0}, [next_eta, 1 / max(1.0, after - hyper["t0"])]
 
 
+#: What stands for a class of `gradstep` where PyTorch's goes another way.
 AS_IN_TORCH: Mapping[Any, type[optimizers.Optimizer]] = {averaging.ASGD: _ASGD}
 
 
@@ -148,7 +149,7 @@ class _Settings:
         return (params, *self._fixed, self._scalars or self._advance)
 
     def _scalars_at(self, t: int, late: Mapping[str, float]) -> tuple[list[float], float, bool]:
-        _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, **late)
+        _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, 0, **late)
         return hyper, weight_decay, maximize
 
     def _advance(self, t: int, progress: list[float]) -> tuple[Any, list[float]]:
@@ -157,8 +158,9 @@ class _Settings:
         return self._scalars_at(t, self._opt._checked(late)), after
 
     def move_points(self, points: list[tuple[Any, Any]], to_mean: bool) -> None:
-        """As that of the schedule-free rules."""
-        self._opt._move_points(points, to_mean)
+        """As the schedule-free rules do."""
+        opt: Any = self._opt
+        opt._move_points(points, to_mean)
 
 
 class Optimizer(torch.optim.Optimizer):
