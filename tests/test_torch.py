@@ -852,6 +852,28 @@ def test_a_parameter_that_joins_late_has_a_past_of_its_own(name):
         assert_equal(together, alone)
 
 
+def test_parameters_with_as_many_steps_and_different_pasts():
+    together = parameters((3,), (4,))
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in together]
+    opt = gt.NAdam(together, lr=0.1)
+    others = [gt.NAdam([p], lr=0.1) for p in alone]
+    for t in range(6):
+        give_gradients(together, t)
+        if t == 3:
+            for one, p in ((opt, together[1]), (others[1], alone[1])):
+                one.state[p]["mu_product"] = 0.75
+        opt.step()
+        for p, q, other in zip(together, alone, others, strict=True):
+            q.grad = p.grad
+            other.step()
+    assert_equal(together, alone)
+    products = [opt.state[p]["mu_product"] for p in together]
+    assert products == [
+        other.state[p]["mu_product"] for p, other in zip(alone, others, strict=True)
+    ]
+    assert products[0] != products[1]
+
+
 def test_a_product_of_momenta_goes_on_where_others_were_multiplied():
     """Options are changed on the way, and a checkpoint follows: it is not formed anew."""
     ours, theirs = parameters((5,)), parameters((5,))

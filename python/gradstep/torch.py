@@ -369,10 +369,6 @@ class _ScheduleFree(Optimizer):
         """Move the parameters back to where gradients are taken."""
         self._move(to_mean=False)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        self.param_groups[-1].setdefault("train_mode", True)
-
     def _native_group(self, index: int) -> tuple[Any, ...]:
         averaging.check_training(self.param_groups[index].get("train_mode", True))
         return super()._native_group(index)
