@@ -34,8 +34,20 @@ VARIANTS = [
     ("Adam", {"lr": 0.05, "bias_correction": False}),
     ("ADOPT", {"lr": 0.05}),
     ("ADOPT", {"lr": 0.05, "decoupled_weight_decay": True}),
+    ("ASGD", {"lr": 0.05, "t0": 1}),
+    ("ScheduleFreeSGD", {"lr": 0.05, "warmup_steps": 3, "r": 1.5}),
+    ("ScheduleFreeAdamW", {"lr": 0.05, "warmup_steps": 3, "weight_lr_power": 0.5}),
 ]
 VARIANTS += [(name, OPTIONS[name]) for name in gt.CLASSES.keys() - dict(VARIANTS).keys()]
+
+
+@pytest.fixture
+def _scalars_in_double(request):
+    """NAdam's and ASGD's scalars are tensors in PyTorch, of the default dtype."""
+    if request.node.callspec.params["name"] in ("NAdam", "ASGD"):
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def parameters(*shapes, dtype=torch.float64, seed=0):
@@ -88,9 +100,7 @@ def test_every_rule_that_needs_only_gradients_is_there():
         tested.add(getattr(gs, name)(np.ones(1), **options).rule)
     assert tested == rules
     others = set(gs.optimizers.CLASSES) - set(gt.CLASSES.values())
-    assert {cls.__name__ for cls in others} == {
-        "WindowSAG", "SAG", "SAGA", "SVRG", "NAdam", "ASGD", "ScheduleFreeSGD", "ScheduleFreeAdamW"
-    }  # fmt: skip
+    assert {cls.__name__ for cls in others} == {"WindowSAG", "SAG", "SAGA", "SVRG"}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -116,6 +126,7 @@ def test_the_bits_of_the_class_of_gradstep(name, options, common, threads):
                 assert_same_bits(opt.state[p][names.get(state, state)].numpy(), array)
 
 
+@pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize("common", COMMON, ids=lambda c: "-".join(c) or "plain")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_fifty_steps_beside_pytorch(name, options, common):
@@ -152,6 +163,7 @@ def test_each_parameter_counts_its_own_steps():
     assert_equal(ours, theirs, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize("name", gt.CLASSES)
 def test_accumulated_gradients_and_a_real_network(name):
     def train(cls):
@@ -195,6 +207,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize("name", gt.CLASSES)
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -484,6 +497,12 @@ BAD = [
     ("Adagrad", {"lr_decay": -1.0}, "Invalid lr_decay value: -1.0"),
     ("Momentum", {"lr": 0.1, "momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
     ("Nesterov", {"lr": -0.1}, "lr must be at least 0 and finite, got -0.1"),
+    ("NAdam", {"momentum_decay": -1.0}, "Invalid momentum_decay value: -1.0"),
+    ("NAdam", {"capturable": True}, "capturable must be False, got True: CUDA graphs"),
+    ("ASGD", {"lambd": -1.0}, "lambd must be at least 0 and finite, got -1.0"),
+    ("ASGD", {"foreach": True}, "foreach must be None, got True: a step is one pass"),
+    ("ScheduleFreeSGD", {"momentum": 0.0}, "momentum must be above 0, because eval() divides"),
+    ("ScheduleFreeAdamW", {"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
 ]
 
 
@@ -575,6 +594,10 @@ def test_a_group_that_is_refused_is_not_added():
         opt.add_param_group({"params": opt.param_groups[0]["params"]})
 
 
+def has_momentum(opt):
+    return not opt.defaults.keys().isdisjoint({"momentum", "betas"})
+
+
 SCHEDULERS = {
     "StepLR": lambda s, o: s.StepLR(o, 3, 0.5),
     "MultiStepLR": lambda s, o: s.MultiStepLR(o, [2, 5]),
@@ -584,8 +607,8 @@ SCHEDULERS = {
     "CosineAnnealingWarmRestarts": lambda s, o: s.CosineAnnealingWarmRestarts(o, 4),
     "LinearLR": lambda s, o: s.LinearLR(o),
     "PolynomialLR": lambda s, o: s.PolynomialLR(o, 9),
-    "OneCycleLR": lambda s, o: s.OneCycleLR(o, 0.1, total_steps=20),
-    "CyclicLR": lambda s, o: s.CyclicLR(o, 0.01, 0.1, 4, cycle_momentum=True),
+    "OneCycleLR": lambda s, o: s.OneCycleLR(o, 0.1, total_steps=20, cycle_momentum=has_momentum(o)),
+    "CyclicLR": lambda s, o: s.CyclicLR(o, 0.01, 0.1, 4, cycle_momentum=has_momentum(o)),
     "ReduceLROnPlateau": lambda s, o: s.ReduceLROnPlateau(o, patience=2),
     "SequentialLR": lambda s, o: s.SequentialLR(
         o, [s.ConstantLR(o, 0.1, 3), s.ExponentialLR(o, 0.9)], [3]
@@ -594,7 +617,12 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize(("name", "options"), [("Adam", {}), ("SGD", {"momentum": 0.9})], ids=str)
+@pytest.mark.usefixtures("_scalars_in_double")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Adam", {}), ("SGD", {"momentum": 0.9}), ("NAdam", {}), ("ASGD", {"lambd": 0.02})],
+    ids=str,
+)
 def test_schedulers(name, options, scheduler):
     ours, theirs = parameters((6,)), parameters((6,))
     rates = []
@@ -609,7 +637,7 @@ def test_schedulers(name, options, scheduler):
             rates[-1].append(opt.param_groups[0]["lr"])
     assert rates[0] == rates[1]
     assert len(set(rates[0])) > 1
-    assert_equal(ours, theirs, rtol=1e-12)
+    assert_equal(ours, theirs, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("cls", [gt.Adam, torch.optim.Adam])
@@ -691,6 +719,7 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize("into", [gt, torch.optim], ids=["to ours", "to PyTorch's"])
 @pytest.mark.parametrize("begun", [gt, torch.optim], ids=["from ours", "from PyTorch's"])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
@@ -763,6 +792,245 @@ def test_copies_and_pickles_go_their_own_way(name):
         steps(again, twin, range(2, 4))
         assert_equal(theirs, twin)
     assert type(opt).__name__ in repr(opt)
+
+
+# What a rule knows of its past beside arrays ------------------------------------------------------
+
+WITH_PROGRESS = ["NAdam", "ASGD", "ScheduleFreeSGD", "ScheduleFreeAdamW"]
+SCHEDULE_FREE = [
+    ("ScheduleFreeSGD", {"lr": 0.3, "warmup_steps": 4}),
+    ("ScheduleFreeAdamW", {"lr": 0.05, "weight_decay": 0.1, "r": 1.0}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", WITH_PROGRESS)
+def test_progress_is_that_of_gradstep_in_double(name, dtype):
+    """It loses nothing on its way through a checkpoint, whatever the type of the parameters."""
+    params = parameters((3,), dtype=dtype)
+    arrays = numbers(params)
+    opt, twin = getattr(gt, name)(params, lr=0.1), getattr(gs, name)(arrays, lr=0.1)
+    for t in range(5):
+        give_gradients(params, t)
+        opt.step()
+        twin.step([p.grad.numpy() for p in params])
+    counters = twin.state_dict()["counters"]
+    if name == "ASGD":
+        expected = {"eta": 0.1 / _core.power(1 + 1e-4 * 0.1 * 5, 0.75), "mu": 1.0}
+    elif name == "NAdam":
+        expected = {"mu_product": counters["mu_product"][0]}
+    else:
+        expected = dict(zip(("weight_sum", "lr_max"), counters["progress"], strict=False))
+    other = getattr(gt, name)(parameters((3,), dtype=dtype))
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    for one in (opt, other, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        state = one.state[one.param_groups[0]["params"][0]]
+        assert {key: state[key] for key in expected} == expected
+        assert {type(state[key]) for key in expected} == {float}
+
+
+@pytest.mark.parametrize("name", WITH_PROGRESS)
+def test_a_parameter_that_joins_late_has_a_past_of_its_own(name):
+    """It goes as if it were alone, by whatever way the steps of the others came."""
+    together = parameters((3,), (4,), dtype=torch.float32)
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in together]
+    opt = getattr(gt, name)(together, lr=0.1)
+    one, other = (getattr(gt, name)([p], lr=0.1) for p in alone)
+    for t in range(8):
+        give_gradients(together, t)
+        for p, q in zip(together, alone, strict=True):
+            q.grad = p.grad
+        if t < 3 or t == 5:
+            together[1].grad = None
+        else:
+            other.step()
+        opt.step()
+        one.step()
+    assert [int(opt.state[p]["step"]) for p in together] == [8, 4]
+    assert_equal(together, alone)
+    if hasattr(opt, "eval"):
+        for each in (opt, one, other):
+            each.eval()
+        assert_equal(together, alone)
+
+
+def test_parameters_with_as_many_steps_and_different_pasts():
+    together = parameters((3,), (4,))
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in together]
+    opt = gt.NAdam(together, lr=0.1)
+    others = [gt.NAdam([p], lr=0.1) for p in alone]
+    for t in range(6):
+        give_gradients(together, t)
+        if t == 3:
+            for one, p in ((opt, together[1]), (others[1], alone[1])):
+                one.state[p]["mu_product"] = 0.75
+        opt.step()
+        for p, q, other in zip(together, alone, others, strict=True):
+            q.grad = p.grad
+            other.step()
+    assert_equal(together, alone)
+    products = [opt.state[p]["mu_product"] for p in together]
+    assert products == [
+        other.state[p]["mu_product"] for p, other in zip(alone, others, strict=True)
+    ]
+    assert products[0] != products[1]
+
+
+def test_a_product_of_momenta_goes_on_where_others_were_multiplied():
+    """Options are changed on the way, and a checkpoint follows: it is not formed anew."""
+    ours, theirs = parameters((5,)), parameters((5,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        for cls, params in ((gt.NAdam, ours), (torch.optim.NAdam, theirs)):
+            opt = torch.optim.NAdam(params, lr=0.05, betas=(0.5, 0.99))
+            steps(opt, params, range(3))
+            opt.param_groups[0]["betas"] = (0.95, 0.99)
+            opt.param_groups[0]["momentum_decay"] = 0.3
+            then = cls(params)
+            then.load_state_dict(through_a_file(opt.state_dict()))
+            steps(then, params, range(3, 8))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_equal(ours, theirs, rtol=1e-12)
+
+
+BAD_PROGRESS = [
+    ("NAdam", {"mu_product": -0.5}, "state 'mu_product' of params[1] (shape (4,)) must be a float, "
+     "finite and at least 0, got -0.5"),
+    ("NAdam", {"mu_product": float("nan")}, "got nan"),
+    ("NAdam", {"mu_product": torch.tensor(0.5)}, "got tensor(0.5000)"),
+    ("NAdam", {"mu_product": 1.5}, "mu_product must be in [0, 1], got 1.5"),
+    ("NAdam", {"mu_product": None}, "got None"),
+    ("ASGD", {"eta": 1e300}, "lr must be at least 0 and finite in float32 too, which rounds"),
+    ("ScheduleFreeSGD", {"weight_sum": float("inf")}, "state 'weight_sum' of params[1]"),
+    ("ScheduleFreeAdamW", {"lr_max": -1.0}, "state 'lr_max' of params[1]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BAD_PROGRESS)
+def test_progress_that_does_not_fit(name, change, message):
+    params = parameters((3,), (4,))
+    opt = getattr(gt, name)(params, lr=0.1)
+    steps(opt, params, range(2))
+    kept = everything(opt)[0]
+    (key,) = change
+    opt.state[params[1]].update(change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        opt.step()
+    del opt.state[params[1]][key]
+    with pytest.raises(ValueError, match=re.escape(f"has no '{key}', only ['step', ")):
+        opt.step()
+    assert_same_everything(kept, everything(opt)[0])
+    assert [int(opt.state[p]["step"]) for p in params] == [2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "options"), SCHEDULE_FREE, ids=str)
+def test_eval_and_train_have_the_bits_of_gradstep(name, options, dtype):
+    params = [
+        *parameters((3, 2), (), (0,), dtype=dtype),
+        torch.nn.Parameter(torch.randn(4, 3, dtype=dtype).t()),
+    ]
+    arrays = [w.copy() for w in numbers(params)]
+    opt, twin = getattr(gt, name)(params, **options), getattr(gs, name)(arrays, **options)
+
+    def assert_twins():
+        for p, w in zip(params, arrays, strict=True):
+            assert_same_bits(p.detach().numpy(), w)
+
+    for t in range(6):
+        for one in (opt, twin):  # twice: the second changes nothing
+            for move in ("eval", "eval", "train", "train") if t in (0, 2, 4) else ():
+                getattr(one, move)()
+        assert_twins()
+        give_gradients(params, t)
+        opt.step()
+        twin.step([p.grad.numpy().copy() for p in params])
+        assert_twins()
+    opt.eval()
+    twin.eval()
+    assert_twins()
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULE_FREE, ids=str)
+def test_no_step_after_eval_before_train(name, options):
+    """Also in copies, pickles and checkpoints, for parameters without states, and in backward."""
+    params = parameters((3,), (4,))
+    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}]
+    opt = getattr(gt, name)(groups, **options)
+    give_gradients(params, 0)
+    params[1].grad = None
+    opt.step()
+    opt.eval()
+    assert [group["train_mode"] for group in opt.param_groups] == [False, False]
+    other = getattr(gt, name)([{"params": [p]} for p in copy.deepcopy(params)])
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    ends = []
+    for one in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt)), other, opt):
+        theirs = [group["params"][0] for group in one.param_groups]
+        give_gradients(theirs, 1)
+        before = everything(one)
+        with pytest.raises(RuntimeError, match=re.escape("call train() before the next step")):
+            one.step()
+        theirs[0].grad = None  # what is left has no state
+        with pytest.raises(RuntimeError, match=re.escape("call train() before the next step")):
+            one.step()
+        assert_same_everything(before, everything(one))
+        one.train()
+        steps(one, theirs, range(1, 4))
+        ends.append(theirs)
+    for end in ends:
+        assert_equal(end, params)
+
+    handle = gt.step_in_backward(params, getattr(gt, name), **options)
+    handle.optimizer.eval()
+    for p in params:
+        p.grad = None
+    with pytest.raises(RuntimeError, match=re.escape("call train() before the next step")):
+        sum(p.sum() for p in params).backward()
+    handle.remove()
+
+
+def test_eval_moves_all_or_nothing():
+    params = parameters((3,), (4,))
+    opt = gt.ScheduleFreeSGD(params)
+    steps(opt, params, range(2))
+    for change in ({"z": torch.ones(3, dtype=torch.float64)}, {"z": None}):
+        kept = numbers(params)
+        whole = dict(opt.state[params[1]])
+        opt.state[params[1]].update(change)
+        wanted = "params[1] (shape (4,)) and its state 'z' must be dense float32 or float64"
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            opt.eval()
+        for before, now in zip(kept, numbers(params), strict=True):
+            assert_same_bits(before, now)
+        opt.state[params[1]].update(whole)
+    opt.eval()
+    assert not np.array_equal(kept[0], numbers(params)[0])
+
+
+def test_autograd_sees_that_eval_has_moved_parameters():
+    w = torch.nn.Parameter(torch.ones(3))
+    opt = gt.ScheduleFreeSGD([w])
+    w.grad = torch.ones(3)
+    opt.step()
+    loss = (w * w).sum()
+    opt.eval()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_group_that_comes_later_is_in_training():
+    params = parameters((3,), (4,))
+    opt = gt.ScheduleFreeAdamW(params[:1])
+    steps(opt, params, range(2))
+    opt.eval()
+    opt.add_param_group({"params": params[1:]})
+    with pytest.raises(RuntimeError, match=re.escape("call train() before the next step")):
+        opt.step()
+    opt.train()
+    steps(opt, params, range(2, 4))
+    assert [int(opt.state[p]["step"]) for p in params] == [4, 2]
 
 
 # One step for each parameter as soon as its gradient is there -------------------------------------
@@ -845,7 +1113,7 @@ def test_one_thread_at_a_time():
 def test_a_rule_of_another_kind_is_refused_by_the_native_step():
     steps = _core.TensorSteps(lambda p, g: g, lambda params: None)
     with pytest.raises(KeyError):
-        steps.step(gt.SGD(parameters((1,))), [([], "none", [], False, [0.1], 0.0, False)])
+        steps.step(gt.SGD(parameters((1,))), [([], "none", [], False, [], ([0.1], 0.0, False))])
 
 
 def test_importing_gradstep_does_not_import_torch():

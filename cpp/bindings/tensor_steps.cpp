@@ -10,13 +10,13 @@
 
 #include <cmath>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "claims.hpp"
@@ -85,10 +85,17 @@ Memory memory_of(const dlpack::Tensor& tensor) {
   return {address(tensor), element_count(tensor), tensor.dtype.bits == 32};
 }
 
+// The hyper-parameters in the rule's order, weight decay and maximize.
+using Scalars = std::tuple<std::vector<double>, double, bool>;
+
+// Of the steps so far and the numbers that each step moves on: the scalars of the next one, and those numbers then.
+using Advance = py::typing::Callable<std::tuple<Scalars, std::vector<double>>(std::int64_t, std::vector<double>)>;
+
 // What a step takes from one parameter group: its tensors, the rule, the names of the rule's states, whether a state
-// "step" counts, the hyper-parameters in the rule's order, weight decay and maximize.
-using Group = std::tuple<py::typing::List<py::object>, std::string, std::vector<py::str>, bool, std::vector<double>,
-                         double, bool>;
+// "step" counts, the names of the numbers that each step moves on, and the scalars, where there are no such numbers, or
+// what gives them.
+using Group = std::tuple<py::typing::List<py::object>, std::string, std::vector<py::str>, bool, std::vector<py::str>,
+                         std::variant<Scalars, Advance>>;
 
 class TensorSteps {
  public:
@@ -115,7 +122,13 @@ class TensorSteps {
       if (size_ >= worth_releasing) release.emplace();
       update(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, Denormals::keep);
     }
-    for (const Slot& slot : slots_) slot.count.write(slot.t);
+    for (const Slot& slot : slots_) {
+      slot.count.write(slot.t);
+      const std::vector<py::str>& names = std::get<4>(groups[slot.group]);
+      for (std::size_t k = 0; k < names.size(); ++k)
+        if (PyDict_SetItem(slot.state.ptr(), names[k].ptr(), slot.folded->progress[k].ptr()))
+          throw py::error_already_set();
+    }
   }
 
  private:
@@ -134,6 +147,12 @@ class TensorSteps {
     }
   };
 
+  // The constants of a step, and the numbers that it has moved on.
+  struct Folded {
+    Constants constants;
+    std::vector<py::float_> progress;
+  };
+
   // A parameter that has a gradient, for the time of a step.
   struct Slot {
     py::object param, grad, state;  // state: null where the rule has none, or until it is made
@@ -142,6 +161,8 @@ class TensorSteps {
     Memory states[max_states];
     std::int64_t t;  // of this step, from 1
     Count count;
+    std::vector<double> progress;  // before this step
+    const Folded* folded = nullptr;
   };
 
   struct Hold {
@@ -169,21 +190,21 @@ class TensorSteps {
     find_states(optimizer, total);
     slots_.reserve(total);
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const auto& [params, rule, state_names, counts, hyper, weight_decay, maximize] = groups[g];
+      const auto& [params, rule, state_names, counts, progress, scalars] = groups[g];
       const bool keeps = counts || !state_names.empty();
       for (std::size_t i = 0; i < params.size(); ++i) {
         const auto param =
             py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)));
         py::object grad = attribute(param, grad_name_);
         if (grad.is_none()) continue;
-        Slot slot{param, std::move(grad), {}, g, {}, {}, {}, 2, {}};
+        Slot slot{param, std::move(grad), {}, g, {}, {}, {}, 2, {}, {}};
         dlpack::Tensor its;
         look_at(optimizer, slot, its);
         size_ += slot.memory.size;
         if (keeps) {
           slot.state = state_of(param);
           if (slot.state)
-            attach_states(optimizer, slot, its, state_names, counts);
+            attach_states(optimizer, slot, its, groups[g]);
           else
             missing_.push_back(slots_.size());
         }
@@ -242,8 +263,8 @@ class TensorSteps {
     slot.grad_memory = memory_of(grad);
   }
 
-  void attach_states(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its,
-                     const std::vector<py::str>& names, bool counts) const {
+  void attach_states(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its, const Group& group) const {
+    const auto& [params, rule, names, counts, progress, scalars] = group;
     dlpack::Tensor tensor;
     for (std::size_t k = 0; k < names.size(); ++k) {
       const py::handle state = item(optimizer, slot, names[k]);
@@ -252,6 +273,15 @@ class TensorSteps {
         throw py::value_error("state " + text(py::repr(names[k])) + " of " + name(optimizer, slot.param) +
                               " must be laid out as its parameter is, " + shown(slot.param) + ", got " + shown(state));
       slot.states[k] = memory_of(tensor);
+    }
+    slot.progress.clear();
+    for (const py::str& key : progress) {
+      const py::handle number = item(optimizer, slot, key);
+      const double value = PyFloat_Check(number.ptr()) ? PyFloat_AS_DOUBLE(number.ptr()) : -1;
+      if (!(value >= 0 && value < HUGE_VAL))
+        throw py::value_error("state " + text(py::repr(key)) + " of " + name(optimizer, slot.param) +
+                              " must be a float, finite and at least 0, got " + text(py::repr(number)));
+      slot.progress.push_back(value);
     }
     if (!counts) return;
     const py::handle count = item(optimizer, slot, step_name_);
@@ -292,9 +322,8 @@ class TensorSteps {
       slot.state = made[n];
       dlpack::Tensor its;
       look_at(optimizer, slot, its);
-      const auto& [params, rule, state_names, counts, hyper, weight_decay, maximize] = groups[slot.group];
-      attach_states(optimizer, slot, its, state_names, counts);
-      if (!counts) slot.t = 1;
+      attach_states(optimizer, slot, its, groups[slot.group]);
+      if (!slot.count.place) slot.t = 1;
     }
     for (const std::size_t i : missing_) kept[slots_[i].param] = slots_[i].state;
   }
@@ -362,37 +391,54 @@ class TensorSteps {
     }
   }
 
-  // The constants of all tensors that share a group, a number of steps and a type are folded once.
+  // The constants of all tensors that share a group, a number of steps, a type and a past are folded once.
   void fold(const std::vector<Group>& groups, const Table& table) {
-    using Key = std::tuple<std::size_t, std::int64_t, bool>;
-    std::map<Key, const Constants*> folded;
-    Key last_key{groups.size(), 0, false};
-    const Constants* last = nullptr;
+    const auto alike = [](const Slot& a, const Slot& b) {
+      return a.group == b.group && a.t == b.t && a.memory.single_precision == b.memory.single_precision &&
+             a.progress == b.progress;
+    };
     std::vector<const Entry*> entries;
     for (const Group& group : groups) entries.push_back(&table.entries[rule_named(std::get<1>(group))]);
-    constants_.clear();
+    folded_.clear();
     jobs_.clear();
     jobs_.reserve(slots_.size());
-    for (const Slot& slot : slots_) {
+    const Slot* before = nullptr;
+    for (Slot& slot : slots_) {
       const Kernel& kernel = slot.memory.single_precision ? entries[slot.group]->float32 : entries[slot.group]->float64;
-      const Key key{slot.group, slot.t, slot.memory.single_precision};
-      if (key != last_key) {
-        const Constants*& known = folded[key];
-        if (!known) {
-          const auto& [params, rule, state_names, counts, hyper, weight_decay, maximize] = groups[slot.group];
-          Step step{slot.t, weight_decay, maximize, 1, 1, HUGE_VAL, false, false, {}};
-          if (hyper.size() > max_hyper) throw py::value_error(rule + ": too many hyper-parameters");
-          std::copy(hyper.begin(), hyper.end(), step.hyper);
-          kernel.fold(step, constants_.emplace_back());
-          known = &constants_.back();
-        }
-        last_key = key, last = known;
+      if (before && alike(*before, slot)) {
+        slot.folded = before->folded;
+      } else {
+        const auto [place, is_new] =
+            folded_.try_emplace({slot.group, slot.t, slot.memory.single_precision, slot.progress});
+        if (is_new) fold_one(kernel, groups[slot.group], slot, place->second);
+        slot.folded = &place->second;
       }
-      Job job{
-          &kernel, last, {slot.memory.data(), slot.grad_memory.data(), {}}, slot.memory.size, slot.memory.item_size()};
+      before = &slot;
+      Job job{&kernel,
+              &slot.folded->constants,
+              {slot.memory.data(), slot.grad_memory.data(), {}},
+              slot.memory.size,
+              slot.memory.item_size()};
       for (int k = 0; k < max_states; ++k) job.buffers.states[k] = slot.states[k].data();
       jobs_.push_back(job);
     }
+  }
+
+  static void fold_one(const Kernel& kernel, const Group& group, const Slot& slot, Folded& folded) {
+    const auto& [params, rule, state_names, counts, progress, scalars] = group;
+    std::tuple<Scalars, std::vector<double>> known;
+    if (const auto* advance = std::get_if<Advance>(&scalars))
+      known = py::cast<decltype(known)>((*advance)(slot.t - 1, slot.progress));
+    else
+      std::get<0>(known) = std::get<Scalars>(scalars);
+    const auto& [hyper, weight_decay, maximize] = std::get<0>(known);
+    const std::vector<double>& after = std::get<1>(known);
+    if (after.size() != progress.size()) throw py::value_error(rule + ": other progress after the step than before");
+    folded.progress.assign(after.begin(), after.end());
+    if (hyper.size() > max_hyper) throw py::value_error(rule + ": too many hyper-parameters");
+    Step step{slot.t, weight_decay, maximize, 1, 1, HUGE_VAL, false, false, {}};
+    std::copy(hyper.begin(), hyper.end(), step.hyper);
+    kernel.fold(step, folded.constants);
   }
 
   // What a message calls a parameter.
@@ -414,7 +460,8 @@ class TensorSteps {
   std::vector<Slot> slots_;
   std::vector<std::size_t> missing_;  // the slots that have no states yet
   std::int64_t size_ = 0;             // elements of all slots
-  std::deque<Constants> constants_;   // which the jobs point into
+  // By group, number of steps, whether of float32, progress; the jobs point into it.
+  std::map<std::tuple<std::size_t, std::int64_t, bool, std::vector<double>>, Folded> folded_;
   std::vector<Job> jobs_;
   std::vector<std::pair<py::object, py::object>> entries_;  // of the optimizer's states, as they were seen last
   std::unordered_map<PyObject*, PyObject*> places_;         // the same, by parameter
@@ -436,8 +483,9 @@ void define_tensor_steps(py::module_& m) {
       .def(py::init<py::object, py::object>(), py::arg("relaid"), py::arg("increment_version"))
       .def("step", &TensorSteps::step, py::arg("optimizer"), py::arg("groups"),
            "Update every tensor that has a gradient, or raise and change nothing. A group is (params,\n"
-           "rule, names of its states, whether steps are counted, hyper-parameters, weight_decay,\n"
-           "maximize).");
+           "rule, names of its states, whether steps are counted, names of its progress, scalars).\n"
+           "The scalars are (hyper-parameters, weight_decay, maximize), or, where there is progress,\n"
+           "a function of the steps so far and the progress that gives them and the progress then.");
 }
 
 }  // namespace gradstep

@@ -256,16 +256,31 @@ class TensorSteps:
                 str,
                 collections.abc.Sequence[str],
                 bool,
-                collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-                typing.SupportsFloat | typing.SupportsIndex,
-                bool,
+                collections.abc.Sequence[str],
+                tuple[
+                    collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+                    typing.SupportsFloat | typing.SupportsIndex,
+                    bool,
+                ]
+                | collections.abc.Callable[
+                    [int, list[float]],
+                    tuple[
+                        tuple[
+                            collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+                            typing.SupportsFloat | typing.SupportsIndex,
+                            bool,
+                        ],
+                        collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+                    ],
+                ],
             ]
         ],
     ) -> None:
         """
         Update every tensor that has a gradient, or raise and change nothing. A group is (params,
-        rule, names of its states, whether steps are counted, hyper-parameters, weight_decay,
-        maximize).
+        rule, names of its states, whether steps are counted, names of its progress, scalars).
+        The scalars are (hyper-parameters, weight_decay, maximize), or, where there is progress,
+        a function of the steps so far and the progress that gives them and the progress then.
         """
 
 def check_params(

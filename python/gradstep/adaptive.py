@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from . import _checks as check
-from .optimizers import Array, Arrays, LearningRate, Optimizer, Options, StepOptions, StepResult
+from .optimizers import Array, Arrays, LearningRate, Optimizer, Options
 from .reference import nadam_momentum
 
 if TYPE_CHECKING:
@@ -103,6 +102,7 @@ class NAdam(Optimizer):
     """
 
     rules = ("nadam", "nadam_decoupled")
+    progress = MappingProxyType({"mu_product": 1.0})
 
     def __init__(
         self,
@@ -115,8 +115,6 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        #: The product of all mu so far, which is part of the state.
-        self._mu_product = np.ones(1)
         beta1, beta2 = check.pair("betas", betas)
         super().__init__(
             params,
@@ -132,17 +130,13 @@ class NAdam(Optimizer):
             **options,
         )
 
-    def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
-        t = self.t
-        scalars = self._scalars(t, mu_product=float(self._mu_product[0]))
-        result = self._step(grads, scalars, **options)
-        if result is None or not result.skipped:
-            hyper = self._hyper
-            self._mu_product *= nadam_momentum(hyper["beta1"], hyper["momentum_decay"], t + 1)
-        return result
+    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
+        (product,) = progress
+        mu = nadam_momentum(self._hyper["beta1"], self._hyper["momentum_decay"], t + 1)
+        return {"mu_product": product}, [product * mu]
 
     def _counters(self) -> dict[str, Array]:
-        return {"mu_product": self._mu_product}
+        return {"mu_product": self._progress}
 
     def _check_counters(self, counters: Mapping[str, Array]) -> None:
         product = float(counters["mu_product"][0])

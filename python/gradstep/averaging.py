@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from . import _checks as check
 from . import _core
-from .optimizers import (
-    Array,
-    Arrays,
-    LearningRate,
-    Optimizer,
-    Options,
-    StepOptions,
-    StepResult,
-)
+from .optimizers import Array, Arrays, LearningRate, Optimizer, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,9 +77,17 @@ class ASGD(Optimizer):
         return self._structure.build([ax.copy() for ax in self._states["ax"]])
 
 
-class _ScheduleFree(Optimizer):
+def check_training(training: bool) -> None:
+    """Raise between `eval()` and `train()`."""
+    if not training:
+        raise RuntimeError("the parameters are at the mean: call train() before the next step")
+
+
+class ScheduleFree(Optimizer):
     """What the schedule-free rules share: two points, and what each step counts in their mean."""
 
+    #: The sum of the weights of all steps, and the largest rate so far.
+    progress = MappingProxyType({"weight_sum": 0.0, "lr_max": 0.0})
     #: The hyper-parameter that says how near the parameters are to the mean.
     _nearness: ClassVar[str]
 
@@ -108,55 +109,50 @@ class _ScheduleFree(Optimizer):
             check.non_negative("r", r),
             check.non_negative("weight_lr_power", weight_lr_power),
         )
-        #: The sum of the weights of all steps, the largest rate so far, and whether the parameters
-        #: are where gradients are taken.
-        self._progress = np.array([0.0, 0.0, 1.0])
         super().__init__(params, rule, lr=lr, hyper=hyper, weight_decay=weight_decay, **options)
+        #: The progress, and whether the parameters are where gradients are taken.
+        self._counter = np.array([*self._progress, 1.0])
+        self._progress = self._counter[:-1]
         if self._hyper[self._nearness] == 0:
             raise ValueError(
                 f"{self._nearness} must be above 0, because eval() divides by it, got 0"
             )
 
-    def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
-        """Update once; see `Optimizer.step`.
-
-        Raises:
-            RuntimeError: after `eval()`, before `train()`.
-        """
-        total, largest, training = self._progress.tolist()
-        if not training:
-            raise RuntimeError("the parameters are at the mean: call train() before the next step")
-        t = self.t
+    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
+        check_training(bool(self._counter[-1]))
+        total, largest = progress
         lr = self.current_lr * min(1.0, (t + 1) / max(1, self._warmup_steps))
         of_step, of_rate = self._powers
         largest = max(largest, lr)
         weight = float(_core.power(t + 1.0, of_step) * _core.power(largest, of_rate))
         total += weight
         share = weight / total if total > 0 else 0.0
-        scalars = self._scalars(t, 0, lr=lr, share=share)
-        result = self._step(grads, scalars, **options)
-        if result is None or not result.skipped:
-            self._progress[:2] = total, largest
-        return result
+        return {"lr": lr, "share": share}, [total, largest]
 
     def eval(self) -> None:
         """Move the parameters to the mean of the points, which is what to use."""
-        self._move(1 - 1 / self._hyper[self._nearness], to_mean=True)
+        self._move(to_mean=True)
 
     def train(self) -> None:
         """Move the parameters back to where gradients are taken."""
-        self._move(1 - self._hyper[self._nearness], to_mean=False)
+        self._move(to_mean=False)
 
-    def _move(self, share: float, to_mean: bool) -> None:
+    def _move(self, to_mean: bool) -> None:
         with self._alone():
-            if self._progress[2] == to_mean:
+            if self._counter[-1] == to_mean:
                 if self.t > 0:
-                    for w, z in zip(self._params, self._states["z"], strict=True):
-                        w += share * (z - w)
-                self._progress[2] = not to_mean
+                    self._move_points(zip(self._params, self._states["z"], strict=True), to_mean)
+                self._counter[-1] = not to_mean
+
+    def _move_points(self, points: Iterable[tuple[Array, Array]], to_mean: bool) -> None:
+        """Move parameters, each with its `z`, to the mean or back."""
+        nearness = self._hyper[self._nearness]
+        share = 1 - 1 / nearness if to_mean else 1 - nearness
+        for w, z in points:
+            w += share * (z - w)
 
     def _counters(self) -> dict[str, Array]:
-        return {"progress": self._progress}
+        return {"progress": self._counter}
 
     def _check_counters(self, counters: Mapping[str, Array]) -> None:
         total, largest, training = counters["progress"].tolist()
@@ -168,7 +164,7 @@ class _ScheduleFree(Optimizer):
         return {"warmup_steps": self._warmup_steps, "r": r, "weight_lr_power": weight_lr_power}
 
 
-class ScheduleFreeSGD(_ScheduleFree):
+class ScheduleFreeSGD(ScheduleFree):
     r"""Schedule-free SGD: the mean of the points does what a schedule would.
 
     ```
@@ -179,7 +175,7 @@ class ScheduleFreeSGD(_ScheduleFree):
     ```
 
     During training the parameters hold `y`. `eval()` moves them to `x`, which is what to use, and
-    `train()` back again. Only `z` is stored.
+    `train()` back again; a step between the two is a RuntimeError. Only `z` is stored.
 
     Args:
         lr: the learning rate, at least 0, default 1.0; it stays, but for the warm-up.
@@ -228,7 +224,7 @@ class ScheduleFreeSGD(_ScheduleFree):
         )
 
 
-class ScheduleFreeAdamW(_ScheduleFree):
+class ScheduleFreeAdamW(ScheduleFree):
     r"""Schedule-free AdamW: the mean of Adam's points does what a schedule would.
 
     ```
@@ -239,7 +235,8 @@ class ScheduleFreeAdamW(_ScheduleFree):
     ```
 
     During training the parameters hold `y`. `eval()` moves them to `x`, which is what to use, and
-    `train()` back again. `z` and `v` are stored, as much as Adam does.
+    `train()` back again; a step between the two is a RuntimeError. `z` and `v` are stored, as much
+    as Adam does.
 
     Args:
         betas: the pair (beta1, beta2), beta1 in (0, 1), beta2 in [0, 1), default (0.9, 0.999).

@@ -124,6 +124,8 @@ class Optimizer:
     rules: ClassVar[tuple[str, ...]] = ()
     #: What `step` needs beside the gradients, for those who know no more than gradients.
     step_needs: ClassVar[str] = ""
+    #: Numbers beside the states and `t` that each step moves on, with what they begin with.
+    progress: ClassVar[Mapping[str, float]] = MappingProxyType({})
     #: What carries the steps out; `reference.in_numpy` exchanges it.
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
@@ -169,6 +171,7 @@ class Optimizer:
         }
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._scalars_kept = False  # whether those of the last step are good for the next one
+        self._progress = np.array([*self.progress.values()])
         self._states = self._new_states()
         kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
         self._plan = self._plan_class(
@@ -242,11 +245,15 @@ class Optimizer:
             report = self._plan.step(arrays)
             return None if report is None else StepResult(*report)
         # Before the schedule runs: one that sets `lr` takes it back.
-        self._scalars_kept = not callable(self.lr)
+        self._scalars_kept = not (callable(self.lr) or self.progress)
         try:
-            return self._step(
+            t = self.t
+            late: Mapping[str, float] = {}
+            if self.progress:
+                late, progress = self._advance(t, self._progress.tolist())
+            result = self._step(
                 grads,
-                self._scalars(self.t),
+                self._scalars(t, 0, **late),
                 grad_scale=grad_scale,
                 clip_norm=clip_norm,
                 clip_value=clip_value,
@@ -255,6 +262,9 @@ class Optimizer:
         except BaseException:
             self._scalars_kept = False
             raise
+        if self.progress and (result is None or not result.skipped):
+            self._progress[:] = progress
+        return result
 
     def _step(
         self,
@@ -276,6 +286,18 @@ class Optimizer:
         arrays = self._structure.arrays(grads, "grads")
         report = self._plan.step(arrays, treatment, scalars, second_grads)
         return None if report is None else StepResult(*report)
+
+    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
+        """What `progress` comes to; only where there is some.
+
+        Args:
+            t: the steps so far.
+            progress: the numbers of that name, before the next step.
+
+        Returns:
+            The hyper-parameters that are known only now, and the numbers after the step.
+        """
+        raise NotImplementedError
 
     def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
         """What the native step takes beside arrays.

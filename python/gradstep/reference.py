@@ -364,11 +364,16 @@ def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2
     m[...] = beta2 * m + (1 - beta2) * g
 
 
+def asgd_rate(lr: float, lambd: float, alpha: float, t: int) -> float:
+    """`eta` of ASGD."""
+    return lr / float(_core.power(1 + lambd * lr * (t - 1), alpha))
+
+
 def asgd(
     w: Array, g: Array, ax: Array, *,
     t: int, lr: float, lambd: float, alpha: float, t0: float,
 ) -> None:  # fmt: skip
-    eta = lr / float(_core.power(1 + lambd * lr * (t - 1), alpha))
+    eta = asgd_rate(lr, lambd, alpha, t)
     w[...] = (1 - lambd * eta) * w - eta * g
     ax[...] = ax + (w - ax) * (1 / (t - 1 - t0)) if t - 1 - t0 > 1 else w
 

@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core, optimizers
+from . import _core, averaging, optimizers
 from ._memory import zeros_beside
 from .optimizers import CORE_RULES
+from .reference import asgd_rate
 
 try:
     import torch
@@ -41,14 +43,13 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         f"PyTorch {torch.__version__} does not: pip install -U torch"
     )
 
-#: The classes that need no more than gradients, and whose states are arrays alone, also in PyTorch.
+#: The classes that need no more than gradients, and whose states are arrays like the parameters.
 CLASSES = {
     cls.__name__: cls
     for cls in optimizers.CLASSES
     if not cls.step_needs
     and cls.step is optimizers.Optimizer.step
     and all(CORE_RULES[r].row_state is None and not CORE_RULES[r].factors for r in cls.rules)
-    and cls.__name__ != "ASGD"
 }
 
 __all__ = [*CLASSES, "BackwardSteps", "step_in_backward"]
@@ -60,6 +61,7 @@ STATE_NAMES: Mapping[str, Mapping[str, str]] = {
     "RMSprop": {"v": "square_avg", "q": "grad_avg", "b": "momentum_buffer"},
     "Adam": {"m": "exp_avg", "v": "exp_avg_sq", "u": "max_exp_avg_sq"},
     "Adamax": {"m": "exp_avg", "u": "exp_inf"},
+    "NAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "RAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "Adadelta": {"v": "square_avg", "a": "acc_delta"},
 }
@@ -77,6 +79,23 @@ REFUSED = {
 
 #: PyTorch's AdamW is an Adam with `decoupled_weight_decay`.
 DECOUPLED: Mapping[Any, type[optimizers.Optimizer]] = {optimizers.Adam: optimizers.AdamW}
+
+
+class _ASGD(averaging.ASGD):
+    """As PyTorch's, each step forms what the next one uses: a new `lr` counts one step later."""
+
+    progress = MappingProxyType({"eta": 0.0, "mu": 1.0})
+
+    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
+        eta, _ = progress if t > 0 else (self.current_lr, 1.0)
+        hyper, after = self._hyper, t + 1
+        next_eta = asgd_rate(self.current_lr, hyper["lambd"], hyper["alpha"], after + 1)
+        # The decay of the rate is in eta: with alpha = 0, the rule adds none.
+        return {"lr": eta, "alpha": 0.0}, [next_eta, 1 / max(1.0, after - hyper["t0"])]
+
+
+#: What stands for a class of `gradstep` where PyTorch's goes another way.
+AS_IN_TORCH: Mapping[Any, type[optimizers.Optimizer]] = {averaging.ASGD: _ASGD}
 
 
 def _value(option: Any) -> Any:
@@ -111,22 +130,37 @@ class _Settings:
         self.key = {name: value for name, value in options.items() if name != "lr"}
         # One element of each type, so that every option is checked in both.
         both = [np.zeros(1, np.float32), np.zeros(1)]
-        self._opt = cls(both, **options)
+        self._opt = AS_IN_TORCH.get(cls, cls)(both, **options)
         rule = CORE_RULES[self._opt.rule]
         #: The states by their names here, with what they start from.
         self.starts = {
             names.get(state, state): float(self._opt.state[state][1][0]) for state in rule.states
         }
+        self.progress = self._opt.progress
         self.counts = counts and "step" not in self.starts
-        self._fixed = (self._opt.rule, list(self.starts), self.counts)
+        self._fixed = (self._opt.rule, list(self.starts), self.counts, list(self.progress))
         self.lr = None
 
     def native(self, params: list[torch.Tensor], lr: Any) -> tuple[Any, ...]:
         """The group as the native step takes it."""
         if self.lr != lr or self.lr is None:
             self._opt.lr = self.lr = lr
-            _, *self._scalars, _ = self._opt._scalars(0)
-        return (params, *self._fixed, *self._scalars)
+            self._scalars = None if self.progress else self._scalars_at(0, {})
+        return (params, *self._fixed, self._scalars or self._advance)
+
+    def _scalars_at(self, t: int, late: Mapping[str, float]) -> tuple[list[float], float, bool]:
+        _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, 0, **late)
+        return hyper, weight_decay, maximize
+
+    def _advance(self, t: int, progress: list[float]) -> tuple[Any, list[float]]:
+        """The scalars of the next step of a parameter, and its progress then."""
+        late, after = self._opt._advance(t, progress)
+        return self._scalars_at(t, self._opt._checked(late)), after
+
+    def move_points(self, points: list[tuple[Any, Any]], to_mean: bool) -> None:
+        """As the schedule-free rules do."""
+        opt: Any = self._opt
+        opt._move_points(points, to_mean)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -136,6 +170,7 @@ class Optimizer(torch.optim.Optimizer):
     #: The options that the class of `gradstep` takes, those among them that PyTorch's does not
     #: take, and those that only PyTorch's takes, with their defaults.
     _options: ClassVar[tuple[str, ...]]
+    _progress: ClassVar[tuple[str, ...]]
     _own: ClassVar[tuple[str, ...]]
     _others: ClassVar[Mapping[str, Any]]
     _signature: ClassVar[inspect.Signature]
@@ -265,7 +300,8 @@ class Optimizer(torch.optim.Optimizer):
         )
         states = []
         for one, param, *arrays in zip(settings, params, *rooms, strict=True):
-            state = {"step": _count(0.0)} if one.counts else {}
+            state: dict[str, Any] = {"step": _count(0.0)} if one.counts else {}
+            state |= one.progress
             for (name, start), array in zip(one.starts.items(), arrays, strict=False):
                 if start:
                     array.fill(start)
@@ -285,7 +321,15 @@ class Optimizer(torch.optim.Optimizer):
         return f"a tensor of shape {tuple(param.shape)}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        states = [
+            state["state"].get(param, {})
+            for group in state["param_groups"]
+            for param in group["params"]
+        ]
+        progress = [{k: float(one[k]) for k in self._progress if k in one} for one in states]
+        super().__setstate__(state)  # where PyTorch's classes make tensors of it, in float32
+        for one, numbers in zip(states, progress, strict=True):
+            one.update(numbers)
         for group in self.param_groups:
             for name, parameter in self._signature.parameters.items():
                 if name in self._own:
@@ -308,6 +352,47 @@ class Optimizer(torch.optim.Optimizer):
                 and value.stride() != param.stride()
             ):
                 state[name] = _relaid(param, value)
+
+
+class _ScheduleFree(Optimizer):
+    """What the schedule-free rules have beside: the mean of the points.
+
+    Like its step count, the mean of a parameter is its own: steps in which it has no gradient do
+    not count in it.
+    """
+
+    def eval(self) -> None:
+        """Move the parameters to the mean of the points, which is what to use."""
+        self._move(to_mean=True)
+
+    def train(self) -> None:
+        """Move the parameters back to where gradients are taken."""
+        self._move(to_mean=False)
+
+    def _native_group(self, index: int) -> tuple[Any, ...]:
+        averaging.check_training(self.param_groups[index].get("train_mode", True))
+        return super()._native_group(index)
+
+    def _move(self, to_mean: bool) -> None:
+        moves = []
+        for index, group in enumerate(self.param_groups):
+            if group.get("train_mode", True) == to_mean:
+                params = [p for p in group["params"] if self.state.get(p, {}).get("step", 0) > 0]
+                moves.append((group, index, params, [self._points(p) for p in params]))
+        for group, index, params, points in moves:
+            torch.autograd.graph.increment_version(params)
+            self._settings(index).move_points(points, to_mean)
+            group["train_mode"] = not to_mean
+
+    def _points(self, param: torch.Tensor) -> tuple[Any, Any]:
+        z = self.state[param].get("z")
+        kinds = [(x.dtype, x.device, x.shape) for x in (param, z) if isinstance(x, torch.Tensor)]
+        if not _is_dense(param) or kinds != kinds[:1] * 2:
+            raise ValueError(
+                f"{self._name(param)} and its state 'z' must be dense float32 or float64 tensors "
+                f"of one shape in the memory of the CPU, got {kinds}"
+            )
+        return param.detach().numpy(), z.numpy()
 
 
 def _count(value: float) -> torch.Tensor:
@@ -338,9 +423,10 @@ def _optimizer(name: str) -> type[Optimizer]:
     like = f"`torch.optim.{name}`" if theirs else "those of `torch.optim`"
     options = tuple(p for p in own if p != "params")
     taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
+    base = _ScheduleFree if issubclass(cls, averaging.ScheduleFree) else Optimizer
     return type(
         name,
-        (Optimizer,) if theirs is None else (Optimizer, theirs),
+        (base,) if theirs is None else (base, theirs),
         {
             "__module__": __name__,
             "__doc__": f"`gradstep.{name}` for PyTorch, used like {like}. "
@@ -349,6 +435,7 @@ def _optimizer(name: str) -> type[Optimizer]:
             "_signature": inspect.Signature(list(parameters.values())),
             "_class": cls,
             "_options": options,
+            "_progress": tuple(AS_IN_TORCH.get(cls, cls).progress),
             "_own": tuple(beside),
             "_others": {
                 name: p.default
