@@ -6,12 +6,14 @@
 #include "rules/averaging.hpp"
 #include "rules/finite_sums.hpp"
 #include "rules/signs.hpp"
+#include "rules/sparse.hpp"
 #include "rules/textbook.hpp"
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-using AllRules = decltype(TextbookRules{} + AdaptiveRules{} + SignRules{} + AveragingRules{} + FiniteSumRules{});
+using AllRules =
+    decltype(TextbookRules{} + AdaptiveRules{} + SignRules{} + AveragingRules{} + SparseRules{} + FiniteSumRules{});
 
 }  // namespace
 }  // namespace gradstep::GRADSTEP_LEVEL

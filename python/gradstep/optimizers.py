@@ -1,6 +1,6 @@
 """One short class per rule of the textbooks, in the order of `cpp/src/rules/textbook.hpp`.
 
-`adaptive`, `signs`, `averaging` and `finite_sums` have the other families.
+`adaptive`, `signs`, `averaging`, `sparse` and `finite_sums` have the other families.
 
 The base class owns the parameters, the states and the step count, and knows no rule. A class names
 its native rules (variants of one equation, each a struct in C++), picks one, and hands over the
