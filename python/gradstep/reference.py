@@ -617,7 +617,7 @@ class Plan:
 
     def step(
         self,
-        grads: Sequence[Array],
+        grads: Sequence[Any],
         treatment: tuple[float, float | None, float | None, bool] | None = None,
         scalars: tuple[int, Sequence[float], float, bool, int] | None = None,
         second_grads: Sequence[Array] | None = None,
@@ -629,17 +629,18 @@ class Plan:
         if self.by_rows:
             pairs = [self.check_grads(pair) for pair in grads]
             given = [rows for _, rows in pairs]
-            sums = [coalesce(*pair) for pair in pairs]
-            grads = [g for _, g in sums]
-            measured = [row for g in grads for row in g]
+            touched, grads = zip(*(coalesce(*pair) for pair in pairs), strict=True)
         else:
-            given = measured = grads = self.check_grads(grads)
+            grads = self.check_grads(grads)
+            given = list(grads)
         second_grads = None if second_grads is None else self.check_second_grads(second_grads)
         grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
         report, clip = None, 1.0
         asked = clip_norm is not None or self.skip_nonfinite
         if asked or self.refuse_nonfinite:
-            norm = grad_norm(measured, grad_scale)
+            norm = grad_norm(
+                [g for rows in grads for g in rows] if self.by_rows else grads, grad_scale
+            )
             usable = math.isfinite(norm) if clip_norm is not None else _finite(grads, grad_scale)
             if not usable and not self.skip_nonfinite:
                 raise ValueError("the gradients hold NaN or infinity, or have no norm to clip")
@@ -664,7 +665,7 @@ class Plan:
                 states.append(state)
             whole = [w, *states]
             if self.by_rows:
-                w, *states = parts = [array[sums[i][0]] for array in whole]
+                w, *states = parts = [array[touched[i]] for array in whole]
             step(
                 self.rule,
                 w,
@@ -678,7 +679,7 @@ class Plan:
             )
             if self.by_rows:
                 for array, part in zip(whole, parts, strict=True):
-                    array[sums[i][0]] = part
+                    array[touched[i]] = part
             if zero_grad:
                 given[i].fill(0)
         if self.seen is not None:
