@@ -58,8 +58,8 @@ class _RowSparse(Optimizer):
                 `(len(indices), *param.shape[1:])` and the parameter's dtype. Rows of the same index
                 are summed first, in the order in which they stand and in their dtype.
             grad_scale, clip_norm, clip_value, zero_grad: see `Optimizer.step`. They apply to the
-                sums; the norm is that over all of them, in ascending order of the rows, each a
-                gradient of its own. `zero_grad` fills `rows` with 0.
+                sums. The norm is that over all of them, each an array of its own, in ascending
+                order. `zero_grad` fills `rows` with 0.
 
         Raises:
             TypeError, ValueError: an argument or array that does not fit, by name; an index that
@@ -97,7 +97,8 @@ class SparseAdam(_RowSparse):
 
     Gradients are pairs of indices and rows, see `step`. The means of a row rest while it has no
     gradient, where those of `Adam` decay and go on moving it. `eps` joins the root before it is
-    corrected, as in PyTorch. There is no weight decay.
+    corrected, as in PyTorch. There is no weight decay. `gs.functional.sparse_adam` is the rule
+    alone: it takes the rows that move, and their states, as arrays.
 
     Args:
         params: as in `Optimizer`; each has one axis at least, and its rows are along the first.
@@ -146,7 +147,7 @@ class SparseAdagrad(_RowSparse):
     w = w - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
     ```
 
-    Gradients are pairs of indices and rows, see `step`. A row without a gradient would rest with
+    Gradients are pairs of indices and rows, see `step`. A row whose gradient is 0 rests with
     `Adagrad` too, so the results are the same. There is no weight decay.
 
     Args:
