@@ -37,6 +37,7 @@ std::optional<WrongIndex> RowJobs::add(const Job& whole, std::int64_t rows, cons
   first_jobs_.push_back(count());
   Job job = whole;
   job.size = rows == 0 ? 0 : whole.size / rows;
+  if (job.size == 0) return std::nullopt;
   const std::int64_t row_bytes = bytes_of(job);
   for (auto place = places_.begin(); place != places_.end();) {
     const auto first = place;
@@ -86,7 +87,7 @@ void RowJobs::sum(int threads, Denormals denormals) {
     elements += job.size * static_cast<std::int64_t>(sum.last - sum.first);
   }
   const auto count = static_cast<std::int64_t>(sums_.size());
-  for_each(count, std::max<std::int64_t>(elements / count, 1), threads, [&](std::int64_t i) {
+  for_each(count, elements / count, threads, [&](std::int64_t i) {
     const FloatMode mode(denormals);
     const Sum& sum = sums_[static_cast<std::size_t>(i)];
     const Job& job = jobs_[sum.job];
