@@ -72,11 +72,12 @@ def test_class(benchmark, cls, size):
     """`opt.step(g)`, as most users call it."""
     opts = [c(numbers(size), **needed(c)) for c in (cls, reference.in_numpy(cls))]
     g = numbers(size)
+    grads = (np.arange(size), g) if issubclass(cls, (gs.SparseAdam, gs.SparseAdagrad)) else g
     beside = {gs.SAG: {"row": 0}, gs.SAGA: {"row": 0}, gs.SVRG: {"snapshot_grads": numbers(size)}}
     for opt in opts:
         if cls is gs.SVRG:
             opt.take_snapshot()
-    steps = [lambda o=opt: o.step(g, **beside.get(cls, {})) for opt in opts]
+    steps = [lambda o=opt: o.step(grads, **beside.get(cls, {})) for opt in opts]
     arrays = [[opt.params, *opt.state.values()] for opt in opts]
     compete(benchmark, f"{cls.__name__}.step", size, *steps, arrays, opts[0].rule)
 

@@ -35,6 +35,8 @@ ELSEWHERE = {
     "ASGD": "PyTorch",
     "ScheduleFreeSGD": "schedulefree, optax",
     "ScheduleFreeAdamW": "schedulefree, optax",
+    "SparseAdam": "PyTorch",
+    "SparseAdagrad": "PyTorch (`Adagrad`)",
     "SAG": "scikit-learn, for linear models",
     "SAGA": "scikit-learn, for linear models",
 }
@@ -42,9 +44,9 @@ INTRODUCTION = """\
 # The rules
 
 Made from the docstrings by `docs/make_rules.py`. In every formula `w` is the parameter, `g` the
-gradient, `t` the step from 1. All rules take `lr`, `weight_decay` and `maximize`, float32 and
-float64. Where a class has several forms, the bytes are those of each: what a step reads and writes,
-which is what limits it beyond the caches.
+gradient, `t` the step from 1. All rules take `lr` and `maximize`, float32 and float64, and all but
+the sparse ones `weight_decay`. Where a class has several forms, the bytes are those of each: what a
+step reads and writes, which is what limits it beyond the caches.
 
 | rule | in a word | bytes per element | elsewhere |
 | --- | --- | --- | --- |

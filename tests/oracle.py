@@ -94,6 +94,21 @@ def needed(cls) -> dict:
     return {p.name: NEEDED[p.name] for p in parameters if p.default is p.empty or p.name == "every"}
 
 
+def as_taken(cls, grads):
+    """Gradients as the steps of a class take them: where they are of rows, those of all rows."""
+    if not issubclass(cls, (gs.SparseAdam, gs.SparseAdagrad)):
+        return grads
+    if isinstance(grads, list):
+        return [as_taken(cls, g) for g in grads]
+    return np.arange(len(grads)), grads
+
+
+def with_decay(cls, weight_decay: float) -> dict:
+    """The argument, for the classes that have it."""
+    has_it = "weight_decay" in inspect.signature(cls).parameters
+    return {"weight_decay": weight_decay} if has_it else {}
+
+
 def beside(opt, grads, t: int = 0) -> dict:
     """What the step of an optimizer needs beside the gradients."""
     if isinstance(opt, (gs.SAG, gs.SAGA)):

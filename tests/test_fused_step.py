@@ -24,6 +24,7 @@ from oracle import (
     RULES,
     SPAN,
     THREADS,
+    as_taken,
     assert_same_bits,
     beside,
     hyper_of,
@@ -249,13 +250,13 @@ def test_a_skipped_step_changes_nothing(cls, bad, where):
     params = [mild(rng, 2 * SPAN + 5, np.float32), mild(rng, 3, np.float64)]
     opt = make(cls, params, skip_nonfinite=True)
     good = [mild(rng, p.size, p.dtype) for p in params]
-    assert not opt.step(good, **beside(opt, good, 1)).skipped
+    assert not opt.step(as_taken(cls, good), **beside(opt, good, 1)).skipped
     before = opt.state_dict(), [p.copy() for p in params]
     grads = [g.copy() for g in good]
     grads[0][where] = bad
     kept = [g.copy() for g in grads]
     clip = {} if cls is gs.SVRG else {"clip_norm": 1.0}
-    result = opt.step(grads, **beside(opt, good, 3), **clip, zero_grad=True)
+    result = opt.step(as_taken(cls, grads), **beside(opt, good, 3), **clip, zero_grad=True)
     assert result.skipped
     assert not result.clipped
     assert not math.isfinite(result.grad_norm)
@@ -266,8 +267,8 @@ def test_a_skipped_step_changes_nothing(cls, bad, where):
     # And it goes on as if nothing had been.
     other = make(cls, [p.copy() for p in params])
     other.load_state_dict(before[0])
-    opt.step(good, **beside(opt, good, 3))
-    other.step(good, **beside(opt, good, 3))
+    opt.step(as_taken(cls, good), **beside(opt, good, 3))
+    other.step(as_taken(cls, good), **beside(opt, good, 3))
     for a, b in zip(opt._arrays(), other._arrays(), strict=True):
         assert_same_bits(a, b)
 
@@ -689,7 +690,7 @@ def test_flatten_refuses(tree, error, message):
 def test_states_lie_beside_their_parameter(cls):
     """At the same place in a cache line, and the large ones not at the same place in a page."""
     room = np.zeros(9000, np.float32)
-    params = [room[1:10], np.ones(5), np.ones(()), room[100:8100].reshape(80, 100)]
+    params = [room[1:10], np.ones(5), np.ones(1), room[100:8100].reshape(80, 100)]
     opt = make(cls, params)
     for arrays in opt.state.values():
         for param, array in zip(params, arrays, strict=True):

@@ -28,12 +28,16 @@ BUDGETS = {
     "Yogi": 4.5,
     "measure LAMB": 5.8,
     "measure Adafactor": 4.7,
+    "SparseAdam": 3.2,
     "sum_of_squares": 1.2,
 }
 BUDGET_OF_ALL = 4.3
 #: One draw of a logistic model along dense float32 rows, by the number of features.
 ROW_BUDGETS = {64: 8.6, 784: 5.3}
 DRAWS = 1000
+#: What a row that a gradient has costs beside its elements: it is sorted in, and becomes a job.
+TOUCHED_ROW_BUDGET = 155
+ROWS = 4096
 
 STEPS = f"""
 import numpy as np
@@ -48,6 +52,11 @@ for rule in _core.rules():
     hyper = [others.get(name, 0.5) for name in rule.hyperparameters]
     plan.step([g], None, (0, hyper, 0.0, False, 0))
 plan.step([g], (1.0, 1.0, None, False))
+w, m, v = (np.zeros(({ROWS}, 64)) for _ in range(3))  # kernels of float32 are counted above
+names = ["params", "grads", "m", "v"]
+plan = _core.Plan("sparse_adam", [w], [[m], [v]], names, [""], by_rows=True)
+indices = np.random.default_rng(0).permutation({ROWS})
+plan.step([(indices, w.copy())], None, (0, [0.5, 0.5, 0.5, 0.5], 0.0, False, 0))
 for features in {tuple(ROW_BUDGETS)}:
     rows, labels = np.ones((99, features), np.float32), np.ones(99)
     total = _core.FiniteSum(rows, labels, None, "logistic", 1, 1.0, False)
@@ -121,3 +130,10 @@ def test_instructions_per_feature_of_a_draw(counts, features):
     kernel = f"descend_dense_rows<true, {copies}, false, float>"
     count = sum(count for function, count in counts.items() if kernel in function)
     assert 1.0 <= count / (DRAWS * features) <= slack() * ROW_BUDGETS[features]
+
+
+@pytest.mark.timeout(600)
+def test_instructions_per_touched_row(counts):
+    found = {name: count / ROWS for name, count in counts.items() if "RowJobs" in name}
+    assert found
+    assert 1.0 <= sum(found.values()) <= slack() * TOUCHED_ROW_BUDGET, found

@@ -13,7 +13,17 @@ import pytest
 import gradstep as gs
 from gradstep import _core, functional, reference
 from gradstep.optimizers import CLASSES
-from oracle import DTYPES, RULES, assert_same_bits, beside, full_gradient, mild, needed
+from oracle import (
+    DTYPES,
+    RULES,
+    as_taken,
+    assert_same_bits,
+    beside,
+    full_gradient,
+    mild,
+    needed,
+    with_decay,
+)
 
 #: Every class as it comes, and with the options that pick another rule or change its numbers.
 VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
@@ -43,6 +53,8 @@ VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
     (gs.LAMB, {"bias_correction": False, "betas": (0.5, 0.9), "eps": 1e-3}),
     (gs.Adafactor, {"eps": (1e-3, 0.1), "d": 0.3, "beta2_decay": -0.5}),
     (gs.Rprop, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.02)}),
+    (gs.SparseAdam, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3}),
+    (gs.SparseAdagrad, {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
     (gs.WindowSAG, {"lr": 0.1, "window": 1}),
     (gs.SAG, {"lr": 0.1, "rows": 4, "row_weights": [1.0, 0.3, 2.5, 1.0]}),
     (gs.SAGA, {"lr": 0.1, "rows": 4, "l1": 0.2}),
@@ -61,7 +73,7 @@ def train(opt, steps, start=0, dtype=np.float64):
         rng = np.random.default_rng(t)
         arrays = [mild(rng, 5, dtype), mild(rng, 6, dtype).reshape(2, 3), mild(rng, 1, dtype)]
         grads = arrays if isinstance(opt.params, list) else arrays[0]
-        opt.step(grads, **beside(opt, grads, t))
+        opt.step(as_taken(type(opt), grads), **beside(opt, grads, t))
 
 
 def start_params(dtype):
@@ -95,8 +107,9 @@ def test_docstrings_are_complete(cls):
 
 @every_variant
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("common", [{}, {"weight_decay": 0.1, "maximize": True}])
-def test_equals_the_oracle(cls, options, dtype, common):
+@pytest.mark.parametrize("decays", [False, True])
+def test_equals_the_oracle(cls, options, dtype, decays):
+    common = {"maximize": True, **with_decay(cls, 0.1)} if decays else {}
     native = cls(start_params(dtype), **{**options, **common})
     oracle = reference.in_numpy(cls)(start_params(dtype), **{**options, **common})
     train(native, 9, dtype=dtype)
@@ -209,8 +222,8 @@ def test_gradients_are_only_read():
     for cls, options in VARIANTS:
         g = np.linspace(-1, 1, 5)
         g.setflags(write=False)
-        opt = cls(np.ones(5), **{**options, "weight_decay": 0.1, "maximize": True})
-        opt.step(g, **beside(opt, g))
+        opt = cls(np.ones(5), **{**options, **with_decay(cls, 0.1), "maximize": True})
+        opt.step(as_taken(cls, g), **beside(opt, g))
         np.testing.assert_array_equal(g, np.linspace(-1, 1, 5))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import SAG, SAGA, SVRG, losses
+from gradstep import SAG, SAGA, SVRG, SparseAdam, losses
 from gradstep.training import Epoch, History, _norm, batches, train
 from oracle import NO_ARRAY
 
@@ -542,6 +542,7 @@ def test_loss_in_an_array_of_one_number():
         ({"opt": "adam"}, TypeError, "opt must be a gradstep optimizer, got str"),
         ({"opt": SAG(np.zeros(4), 0.1, rows=2)}, TypeError, "opt must not be SAG"),
         ({"opt": SAGA(np.zeros(4), 0.1, rows=2)}, TypeError, "opt must not be SAGA, whose step"),
+        ({"opt": SparseAdam(np.zeros(4))}, TypeError, "SparseAdam, whose step needs the indices"),
         ({"opt": SVRG(np.zeros(4), 0.1, np.copy)}, TypeError, "opt must not be SVRG, whose step"),
         ({"callbacks": print}, TypeError, "callbacks must be a list of functions, got <built-in"),
         ({"max_steps": 10**20}, ValueError, r"max_steps must be at most 2\*\*53"),

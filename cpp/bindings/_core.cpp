@@ -24,6 +24,7 @@
 #include "finite_sum.hpp"
 #include "levels.hpp"
 #include "math.hpp"
+#include "row_jobs.hpp"
 #include "shared.hpp"
 #include "step.hpp"
 #include "tensor_steps.hpp"
@@ -66,6 +67,26 @@ const PyObject* shared_dtype() {
 
 constexpr int readable = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 
+void check_no_mask(const py::array& array, const Label& label) {
+  const bool is_subclass =
+      py::type::of(array).ptr() != reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+  if (is_subclass && py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray")))
+    throw py::type_error(label + " must be a numpy.ndarray, got a masked array, whose mask would be ignored");
+}
+
+void check_layout(const py::array& array, const Label& label) {
+  const py::dtype dtype = array.dtype();
+  if (!dtype.attr("isnative").cast<bool>())
+    throw py::type_error(label + " must have the byte order of this machine, got dtype " + text(dtype));
+  const int flags = array.flags();
+  if (!(flags & py::array::c_style))
+    throw py::value_error(label + " must be C-contiguous, got shape " + shape_text(array) + " with strides " +
+                          text(array.attr("strides")));
+  if (!(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+    throw py::value_error(label + " must be aligned to its " + std::to_string(dtype.itemsize()) +
+                          "-byte elements, got address " + text(array.attr("ctypes").attr("data")));
+}
+
 // What every array must be to be read in place, whatever its role.
 Memory check_memory(const py::handle& object, const Label& label) {
   // The quick way, which nearly every array goes at every step, asks what the slow way asks, and has no messages.
@@ -81,23 +102,12 @@ Memory check_memory(const py::handle& object, const Label& label) {
   if (!py::isinstance<py::array>(object))
     return check_memory(view(py::reinterpret_borrow<py::object>(object), label), label);
   const auto array = py::reinterpret_borrow<py::array>(object);
-  const bool is_subclass =
-      py::type::of(object).ptr() != reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
-  if (is_subclass && py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray")))
-    throw py::type_error(label + " must be a numpy.ndarray, got a masked array, whose mask would be ignored");
+  check_no_mask(array, label);
   const py::dtype dtype = array.dtype();
   const bool single_precision = dtype.num() == py::dtype::num_of<float>();
   if (!single_precision && dtype.num() != py::dtype::num_of<double>())
     throw py::type_error(label + " must have dtype float32 or float64, got " + text(dtype));
-  if (!dtype.attr("isnative").cast<bool>())
-    throw py::type_error(label + " must have the byte order of this machine, got dtype " + text(dtype));
-  const int flags = array.flags();
-  if (!(flags & py::array::c_style))
-    throw py::value_error(label + " must be C-contiguous, got shape " + shape_text(array) + " with strides " +
-                          text(array.attr("strides")));
-  if (!(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
-    throw py::value_error(label + " must be aligned to its " + std::to_string(dtype.itemsize()) +
-                          "-byte elements, got address " + text(array.attr("ctypes").attr("data")));
+  check_layout(array, label);
   return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), single_precision};
 }
 
@@ -160,6 +170,32 @@ Matrices matrices_of(const Spec& spec, const py::array& param) {
   return {param.shape(axes - 2), param.shape(axes - 1)};
 }
 
+// Which rows of a parameter a gradient has.
+RowIndices check_indices(const py::object& object, const Label& label) {
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  check_no_mask(array, label);
+  const py::dtype dtype = array.dtype();
+  if (dtype.kind() != 'i' || dtype.itemsize() < 4)
+    throw py::type_error(label + " must have dtype int32 or int64, got " + text(dtype));
+  check_layout(array, label);
+  if (array.ndim() != 1) throw py::value_error(label + " must have one axis, got shape " + shape_text(array));
+  return {array.data(), dtype.itemsize() == 8, array.size()};
+}
+
+// What claims compare: elements of 4 or 8 bytes.
+Memory memory_of(const RowIndices& indices) {
+  return {reinterpret_cast<std::uintptr_t>(indices.data), indices.count, !indices.wide};
+}
+
+void check_row_shape(const py::array& rows, const Label& label, std::int64_t count, const py::array& param,
+                     const Label& param_label) {
+  py::tuple wanted = param.attr("shape");
+  wanted = py::make_tuple(count) + wanted[py::slice(1, param.ndim(), 1)];
+  if (!wanted.equal(rows.attr("shape")))
+    throw py::value_error(label + " must have a row of " + param_label + " for each index, shape " + text(wanted) +
+                          ", got " + shape_text(rows));
+}
+
 // Plan ----------------------------------------------------------------------------------------------------------------
 
 using Arrays = std::vector<py::object>;
@@ -200,6 +236,9 @@ class Target {
   }
 
   const py::array& array() const { return array_; }
+
+  // The length of the first axis.
+  std::int64_t rows() const { return first_[0]; }
 
   // Whether an object is plainly an array of this shape and type that begins there and has these flags. What is not
   // plain needs the longer checks.
@@ -265,11 +304,13 @@ class Plan {
   // The state that has rows may have an axis for them before the parameter's axes: step(row=...) picks one. The second
   // gradient may be left out here, and then comes with each step. States after those of the rule are only kept apart
   // from what steps read. `seen` and `row_weights` have an item per row: steps mark the rows that they see, and every
-  // so many steps as there are rows, the rows seen are summed again.
+  // so many steps as there are rows, the rows seen are summed again. `by_rows`: a gradient is a pair of indices and
+  // rows, and a step is one at those rows alone.
   Plan(const std::string& rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
        std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals, bool refuse_nonfinite,
-       std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights)
+       std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights, bool by_rows)
       : rule_(rule_named(rule)),
+        by_rows_(by_rows),
         nouns_(std::move(nouns)),
         suffixes_(std::move(suffixes)),
         skip_nonfinite_(skip_nonfinite),
@@ -280,6 +321,8 @@ class Plan {
     const auto state_names = static_cast<std::size_t>(state_count(spec));
     if (states.size() < state_names || nouns_.size() != 2 + states.size() || suffixes_.size() != params.size())
       throw py::value_error(rule + ": wrong number of nouns, states or suffixes");
+    rows_noun_ = "rows of " + nouns_[1];
+    indices_noun_ = "indices of " + nouns_[1];
     if (seen) rows_ = {seen->size(), marks_ = seen->mutable_data(), row_weights ? row_weights->data() : nullptr};
     arrives_ = spec.second_gradient >= 0 && states[static_cast<std::size_t>(spec.second_gradient)].empty();
     if (flush_denormals && !can_flush_denormals())
@@ -287,6 +330,8 @@ class Plan {
     for (std::size_t i = 0; i < params.size(); ++i) {
       Slot slot{Target(params[i], label(0, i)), 0, {}, {}};
       const Memory& param = slot.param.memory;
+      if (by_rows && slot.param.array().ndim() == 0)
+        throw py::value_error(label(0, i) + " must have rows, along its first axis, got shape ()");
       Job job{nullptr,
               param.single_precision ? &float32_ : &float64_,
               {param.data(), nullptr, {}},
@@ -332,17 +377,9 @@ class Plan {
 
   // Raises unless step() would take these gradients. Returns them in a list, as NumPy arrays where need be.
   Arrays check_grads(const py::object& sequence, bool zero_grad) {
+    if (by_rows_) return check_row_grads(sequence, zero_grad);
     Arrays grads = gradients(sequence, 1, &Slot::grad, zero_grad);
-    if (zero_grad && !grads_apart_) {
-      Claims<> written;
-      for (std::size_t i = 0; i < grads.size(); ++i) written.add(slots_[i].grad, label(1, i));
-      try {
-        written.sort_and_check();
-      } catch (const std::invalid_argument& error) {
-        throw py::value_error(error.what() + std::string(", so zero_grad would clear one before it is read"));
-      }
-      grads_apart_ = true;
-    }
+    if (zero_grad && !grads_apart_) cleared();
     return grads;
   }
 
@@ -392,20 +429,27 @@ class Plan {
       // before another thread could have taken the lock.
       constexpr std::int64_t worth_releasing = 4096;
       std::optional<py::gil_scoped_release> release;
-      if ((resums ? size_ * (1 + rows_.count) : size_) >= worth_releasing) release.emplace();
-      const Batch batch{jobs_.data(),
-                        static_cast<std::int64_t>(jobs_.size()),
-                        single_precision_ ? &float32_ : nullptr,
-                        double_precision_ ? &float64_ : nullptr,
-                        threads,
-                        denormals_};
+      if (by_rows_ || (resums ? size_ * (1 + rows_.count) : size_) >= worth_releasing) release.emplace();
+      Batch batch{jobs_.data(),
+                  static_cast<std::int64_t>(jobs_.size()),
+                  single_precision_ ? &float32_ : nullptr,
+                  double_precision_ ? &float64_ : nullptr,
+                  threads,
+                  denormals_};
+      if (by_rows_) {
+        touch_rows(threads, /*merges=*/!asked);
+        batch.jobs = row_jobs_.jobs();
+        batch.count = row_jobs_.count();
+      }
       outcome = take_step(batch, table, rule_, step, treatment, asked || refuse_nonfinite_,
                           second.empty() ? nullptr : second.data());
+      if (outcome.usable && by_rows_ && treatment.zero_grad) row_jobs_.zero_summed();
       if (outcome.usable && marks_) marks_[row_] = true;
       if (outcome.usable && resums) sum_again(entry, threads);
     }
     if (!outcome.usable && !skip_nonfinite_) {
-      const auto culprit = static_cast<std::size_t>(std::max<std::int64_t>(outcome.norm.culprit, 0));
+      const std::int64_t job = std::max<std::int64_t>(outcome.norm.culprit, 0);
+      const auto culprit = static_cast<std::size_t>(by_rows_ ? row_jobs_.owner(job) : job);
       throw py::value_error(why_unusable(outcome.norm, label(1, culprit), nouns_[1], treatment));
     }
     if (outcome.usable) ++t_;
@@ -450,6 +494,7 @@ class Plan {
     std::int64_t rows;      // of the state that has rows; 0: it has the parameter's own shape
     Memory grad, second;    // the last ones that were found to fit
     char* table = nullptr;  // that state
+    RowIndices indices{};   // of the rows that the gradient has
   };
 
   struct State {
@@ -482,6 +527,8 @@ class Plan {
   const Spec& spec() const { return active_level().table().entries[rule_].spec; }
 
   Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
+  Label grad_label(std::size_t i) const { return {by_rows_ ? rows_noun_ : nouns_[1], suffixes_[i]}; }
+  Label indices_label(std::size_t i) const { return {indices_noun_, suffixes_[i]}; }
 
   // Brings the jobs up to date. What is the same stays unwritten: other threads have it in their caches.
   void prepare_jobs(const Entry& entry) {
@@ -516,11 +563,16 @@ class Plan {
 
   std::size_t second_noun() const { return 2 + static_cast<std::size_t>(spec().second_gradient); }
 
-  Arrays gradients(const py::object& sequence, std::size_t noun, Memory Slot::* known, bool zero_grad) {
+  Arrays one_per_slot(const py::object& sequence, std::size_t noun) const {
     Arrays grads = items(sequence);
     if (grads.size() != slots_.size())
       throw py::value_error(nouns_[noun] + " must hold " + std::to_string(slots_.size()) + " arrays, got " +
                             std::to_string(grads.size()));
+    return grads;
+  }
+
+  Arrays gradients(const py::object& sequence, std::size_t noun, Memory Slot::* known, bool zero_grad) {
+    Arrays grads = one_per_slot(sequence, noun);
     for (std::size_t i = 0; i < grads.size(); ++i) check_gradient(grads[i], label(noun, i), i, known, zero_grad);
     return grads;
   }
@@ -555,17 +607,75 @@ class Plan {
     grads_apart_ = false;
   }
 
+  // Gradients of rows: a pair of indices and rows for each parameter. The pairs taken apart.
+  Arrays check_row_grads(const py::object& sequence, bool zero_grad) {
+    Arrays held;
+    for (const py::object& given : one_per_slot(sequence, 1)) {
+      const std::size_t i = held.size() / 2;
+      const bool may_be_pair = py::isinstance<py::tuple>(given) || py::isinstance<py::list>(given);
+      const Arrays pair = may_be_pair ? items(given) : Arrays{};
+      if (pair.size() != 2)
+        throw py::type_error(label(1, i) + " must be a pair (indices, rows), got " +
+                             text(py::type::of(given).attr("__name__")) +
+                             (may_be_pair ? " of " + std::to_string(pair.size())
+                                          : "; dense gradients are for dense rules, such as Adam"));
+      const py::object indices = view(pair[0], indices_label(i)), rows = view(pair[1], grad_label(i));
+      Slot& slot = slots_[i];
+      slot.indices = check_indices(indices, indices_label(i));
+      const Memory memory = zero_grad ? check_writeable_memory(rows, grad_label(i)) : check_memory(rows, grad_label(i));
+      check_same_dtype(memory, grad_label(i), slot.param.memory, label(0, i));
+      check_row_shape(py::reinterpret_borrow<py::array>(rows), grad_label(i), slot.indices.count, slot.param.array(),
+                      label(0, i));
+      claims_.check_free(memory_of(slot.indices), indices_label(i));
+      found_to_fit(memory, grad_label(i), slot.grad);
+      held.insert(held.end(), {indices, rows});
+    }
+    if (zero_grad) {
+      const Claims<> written = cleared();
+      for (std::size_t i = 0; i < slots_.size(); ++i)
+        written.check_free(memory_of(slots_[i].indices), indices_label(i));
+    }
+    return held;
+  }
+
+  // Finds out which rows the gradients have, and sums those of the same row. Needs no Python.
+  void touch_rows(int threads, bool merges) {
+    row_jobs_.clear(merges);
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      const std::int64_t rows = slots_[i].param.rows();
+      if (const auto wrong = row_jobs_.add(jobs_[i], rows, slots_[i].indices))
+        throw std::invalid_argument(indices_label(i) + " must be at least 0 and below " + std::to_string(rows) +
+                                    ", got " + std::to_string(wrong->index) + " at position " +
+                                    std::to_string(wrong->position));
+    }
+    row_jobs_.sum(threads, denormals_);
+  }
+
+  // What zero_grad clears. No two overlap.
+  Claims<> cleared() {
+    Claims<> written;
+    for (std::size_t i = 0; i < slots_.size(); ++i) written.add(slots_[i].grad, grad_label(i));
+    try {
+      written.sort_and_check();
+    } catch (const std::invalid_argument& error) {
+      throw py::value_error(error.what() + std::string(", so zero_grad would clear one before it is read"));
+    }
+    grads_apart_ = true;
+    return written;
+  }
+
   // A second gradient may be the first one itself, which is read at the same moment.
-  void check_second_apart() const {
-    Claims<> cleared;
-    for (std::size_t i = 0; i < slots_.size(); ++i) cleared.add(slots_[i].grad, label(1, i));
-    cleared.sort_and_check();
+  void check_second_apart() {
+    const Claims<> written = cleared();
     for (std::size_t i = 0; i < slots_.size(); ++i)
-      if (!(slots_[i].second == slots_[i].grad)) cleared.check_free(slots_[i].second, label(second_noun(), i));
+      if (!(slots_[i].second == slots_[i].grad)) written.check_free(slots_[i].second, label(second_noun(), i));
   }
 
   int rule_;
+  bool by_rows_;  // whether gradients are pairs of indices and rows
   std::vector<std::string> nouns_, suffixes_;
+  std::string rows_noun_, indices_noun_;
+  RowJobs row_jobs_;
   std::vector<Slot> slots_;
   std::vector<State> states_;
   std::vector<Job> jobs_;  // one per slot
@@ -731,10 +841,11 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Plan>(m, "Plan", "A rule bound to the memory of parameters and states.")
       .def(py::init<std::string, Arrays, std::vector<Arrays>, std::vector<std::string>, std::vector<std::string>, bool,
-                    bool, bool, std::optional<py::array_t<bool>>, std::optional<py::array_t<double>>>(),
+                    bool, bool, std::optional<py::array_t<bool>>, std::optional<py::array_t<double>>, bool>(),
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("nouns"), py::arg("suffixes"),
            py::arg("skip_nonfinite") = false, py::arg("flush_denormals") = false, py::arg("refuse_nonfinite") = false,
-           py::arg("seen").noconvert() = py::none(), py::arg("row_weights").noconvert() = py::none())
+           py::arg("seen").noconvert() = py::none(), py::arg("row_weights").noconvert() = py::none(),
+           py::arg("by_rows") = false)
       .def("check", &Plan::check, "Raise unless every array is as it was when the plan was made.")
       .def("check_grads", &Plan::check_grads, py::arg("grads"), py::arg("zero_grad") = false,
            "Raise unless step() would take these gradients; return them, as NumPy arrays where need be.")

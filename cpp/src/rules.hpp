@@ -7,13 +7,14 @@
 #include "rules/finite_sums.hpp"
 #include "rules/layerwise.hpp"
 #include "rules/signs.hpp"
+#include "rules/sparse.hpp"
 #include "rules/textbook.hpp"
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-using AllRules =
-    decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + SignRules{} + AveragingRules{} + FiniteSumRules{});
+using AllRules = decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + SignRules{} + AveragingRules{} +
+                          SparseRules{} + FiniteSumRules{});
 
 }  // namespace
 }  // namespace gradstep::GRADSTEP_LEVEL

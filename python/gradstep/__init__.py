@@ -11,6 +11,7 @@ from . import (
     reference,
     schedules,
     signs,
+    sparse,
 )
 from ._core import __version__
 from ._memory import Arena, flatten
@@ -22,6 +23,7 @@ from .layerwise import *  # noqa: F403
 from .optimizers import *  # noqa: F403 - the classes, which one list names
 from .runtime import get_num_threads, info, set_num_threads
 from .signs import *  # noqa: F403
+from .sparse import *  # noqa: F403
 from .stability import max_stable_lr
 from .training import History, batches, train
 
@@ -44,5 +46,5 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-for family in (optimizers, adaptive, layerwise, signs, averaging, finite_sums):
+for family in (optimizers, adaptive, layerwise, signs, averaging, sparse, finite_sums):
     __all__ += family.__all__

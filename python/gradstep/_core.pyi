@@ -105,6 +105,7 @@ class Plan:
         refuse_nonfinite: bool = False,
         seen: numpy.typing.NDArray[numpy.bool] | None = None,
         row_weights: numpy.typing.NDArray[numpy.float64] | None = None,
+        by_rows: bool = False,
     ) -> None: ...
     def acquire(self) -> None:
         """

@@ -60,7 +60,7 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
     name, hypers, state_count = rule.name, rule.hyperparameters, len(rule.states)
     class_defaults = _defaults(cls)
     defaults = [class_defaults.get(hyper) for hyper in hypers]  # None: it must be given
-    decay_default = class_defaults["weight_decay"]
+    decay_default = class_defaults.get("weight_decay", 0.0)
     checks = [check.flag if isinstance(value, bool) else check.number for value in defaults]
     place = {hyper: i for i, hyper in enumerate(hypers)}
     nouns = ["param", "grad", *rule.states]

@@ -1,6 +1,6 @@
 """One short class per rule of the textbooks, in the order of `cpp/src/rules/textbook.hpp`.
 
-`adaptive`, `signs`, `averaging` and `finite_sums` have the other families.
+`adaptive`, `signs`, `averaging`, `sparse` and `finite_sums` have the other families.
 
 The base class owns the parameters, the states and the step count, and knows no rule. A class names
 its native rules (variants of one equation, each a struct in C++), picks one, and hands over the
@@ -106,7 +106,7 @@ class Optimizer:
             a tensor of PyTorch or an `array.array`; it is held as long as the optimizer lives.
         lr: the learning rate, at least 0; or a schedule, which is a function of the step (from 0).
         weight_decay: at least 0, default 0. Joins the gradient as `g + weight_decay * w`, unless
-            the class says that it shrinks the parameter.
+            the class says that it shrinks the parameter, or that there is none.
         maximize: climb instead of descending. Default False.
         skip_nonfinite: take no step where a gradient, times `grad_scale`, holds NaN or infinity:
             nothing changes then, not even `t`, and the `StepResult` says so. Costs a pass over the

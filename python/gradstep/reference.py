@@ -396,6 +396,16 @@ def schedule_free_adamw(
     schedule_free_sgd(w, direction, z, t=t, lr=lr, momentum=beta1, share=share)
 
 
+def sparse_adam(
+    w: Array, g: Array, m: Array, v: Array, *,
+    t: int, lr: float, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    step = lr * math.sqrt(1 - power(beta2, t)) / (1 - power(beta1, t))
+    w -= step * (m / (np.sqrt(v) + eps))
+
+
 def window_sag(w: Array, g: Array, d: Array, y: Array, *, t: int, lr: float, seen: float) -> None:
     d += g - y
     y[...] = g
@@ -474,6 +484,8 @@ RULES: Mapping[str, Callable[..., None]] = {
     "asgd": asgd,
     "schedule_free_sgd": schedule_free_sgd,
     "schedule_free_adamw": schedule_free_adamw,
+    "sparse_adam": sparse_adam,
+    "sparse_adagrad": adagrad,
     "window_sag": window_sag,
     "sag": sag,
     "saga": saga,
@@ -578,7 +590,8 @@ def grad_norm(grads: Sequence[Array], scale: float = 1.0) -> float:
     with np.errstate(all="ignore"):
 
         def total(unit: float) -> float:
-            return tree_sum(np.concatenate([block_sums(g, scale, unit) for g in grads]))
+            sums = [block_sums(g, scale, unit) for g in grads]
+            return tree_sum(np.concatenate(sums) if sums else np.zeros(0))
 
         # Squares of float64 can overflow or underflow: then again, with a power of two that brings
         # them back.
@@ -610,6 +623,25 @@ def sum_rows(table: Array, seen: Array, weights: Array | None = None) -> Array:
         for row in np.flatnonzero(seen):
             total += (1.0 if weights is None else weights[row]) * table[row].astype(np.float64)
         return total.astype(table.dtype)
+
+
+def coalesce(indices: Array, rows: Array) -> tuple[Array, Array]:
+    """The indices without repetition, ascending, and the sum of the rows of each, in their order.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.reference import coalesce
+        >>> coalesce(np.array([2, 0, 2]), np.array([1.0, 10.0, 0.5]))
+        (array([0, 2]), array([10. ,  1.5]))
+    """
+    order = np.argsort(indices, kind="stable")
+    touched, first, count = np.unique(indices[order], return_index=True, return_counts=True)
+    sums = rows[order[first]]
+    with np.errstate(all="ignore"):
+        for nth in range(1, count.max(initial=0)):
+            more = count > nth
+            sums[more] += rows[order[first[more] + nth]]
+    return touched, sums
 
 
 def clip_factors(grad_scale: float, clip_norm: float, norm: float) -> tuple[float, float]:
@@ -646,12 +678,13 @@ class Plan:
         refuse_nonfinite: bool = False,
         seen: Array | None = None,
         row_weights: Array | None = None,
+        by_rows: bool = False,
     ) -> None:
         if flush_denormals:
             raise ValueError("flush_denormals=True is not possible in NumPy")
         self.rule, self.params, self.states, self.t = rule, params, states, 0
         self.skip_nonfinite, self.refuse_nonfinite = skip_nonfinite, refuse_nonfinite
-        self.seen, self.row_weights = seen, row_weights
+        self.seen, self.row_weights, self.by_rows = seen, row_weights, by_rows
         spec = next(r for r in _core.rules() if r.name == rule)
         self.hyper_names, self.state_names = spec.hyperparameters, spec.states
         self.has_rows = spec.row_state is not None
@@ -684,7 +717,7 @@ class Plan:
 
     def step(
         self,
-        grads: Sequence[Array],
+        grads: Sequence[Any],
         treatment: tuple[float, float | None, float | None, bool] | None = None,
         scalars: tuple[int, Sequence[float], float, bool, int] | None = None,
         second_grads: Sequence[Array] | None = None,
@@ -693,13 +726,21 @@ class Plan:
             _, hyper, weight_decay, maximize, self.row = scalars
             self.options: dict[str, Any] = dict(zip(self.hyper_names, hyper, strict=True))
             self.options.update(weight_decay=weight_decay, maximize=maximize)
-        grads = self.check_grads(grads)
+        if self.by_rows:
+            pairs = [self.check_grads(pair) for pair in grads]
+            given = [rows for _, rows in pairs]
+            touched, grads = zip(*(coalesce(*pair) for pair in pairs), strict=True)
+        else:
+            grads = self.check_grads(grads)
+            given = list(grads)
         second_grads = None if second_grads is None else self.check_second_grads(second_grads)
         grad_scale, clip_norm, clip_value, zero_grad = treatment or (1.0, None, None, False)
         report, clip = None, 1.0
         asked = clip_norm is not None or self.skip_nonfinite
         if asked or self.refuse_nonfinite:
-            norm = grad_norm(grads, grad_scale)
+            norm = grad_norm(
+                [g for rows in grads for g in rows] if self.by_rows else grads, grad_scale
+            )
             usable = math.isfinite(norm) if clip_norm is not None else _finite(grads, grad_scale)
             if not usable and not self.skip_nonfinite:
                 raise ValueError("the gradients hold NaN or infinity, or have no norm to clip")
@@ -722,6 +763,9 @@ class Plan:
                     if fresh:
                         state.fill(0)
                 states.append(state)
+            whole = [w, *states]
+            if self.by_rows:
+                w, *states = parts = [array[touched[i]] for array in whole]
             step(
                 self.rule,
                 w,
@@ -733,8 +777,11 @@ class Plan:
                 clip_value=math.inf if clip_value is None else clip_value,
                 **self.options,
             )
+            if self.by_rows:
+                for array, part in zip(whole, parts, strict=True):
+                    array[touched[i]] = part
             if zero_grad:
-                g.fill(0)
+                given[i].fill(0)
         if self.seen is not None:
             self.seen[self.row] = True
             if self.t % self.seen.size == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -120,12 +119,11 @@ class Descent(LinearModel):
         """Check what is not checked where it is used. Returns the class of the rule."""
         check.choice("loss", self.loss, self._losses)
         rule = find_class(self.rule)
-        for parameter in list(inspect.signature(rule.step).parameters.values())[2:]:
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                raise ValueError(
-                    f"rule must step by the gradient alone, got {rule.__name__}, "
-                    f"whose step takes {parameter.name} too"
-                )
+        if rule.step_needs:
+            raise ValueError(
+                f"rule must step by the gradient alone, got {rule.__name__}, "
+                f"whose step needs {rule.step_needs}"
+            )
         if not isinstance(self.rule_options, (Mapping, type(None))):
             raise TypeError(f"rule_options must be a dict or None, got {self.rule_options!r}")
         for name in {"params", "lr"} & (self.rule_options or {}).keys():
