@@ -87,8 +87,7 @@ void RowJobs::sum(int threads, Denormals denormals) {
     elements += job.size * static_cast<std::int64_t>(sum.last - sum.first);
   }
   const auto count = static_cast<std::int64_t>(sums_.size());
-  for_each(count, elements / count, threads, [&](std::int64_t i) {
-    const FloatMode mode(denormals);
+  for_each(count, elements / count, threads, denormals, [&](std::int64_t i) {
     const Sum& sum = sums_[static_cast<std::size_t>(i)];
     const Job& job = jobs_[sum.job];
     (job.item_size == 4 ? add_up<float> : add_up<double>)(static_cast<char*>(job.buffers.grad),

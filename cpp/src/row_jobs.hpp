@@ -40,7 +40,7 @@ class RowJobs {
   /// Fills with 0 the gradients that were summed. Those of the other rows are where the jobs have them.
   void zero_summed() const;
 
-  const Job* jobs() const { return jobs_.data(); }
+  Job* jobs() { return jobs_.data(); }
   std::int64_t count() const { return static_cast<std::int64_t>(jobs_.size()); }
 
   /// Which parameter a job is of, in the order of add().
