@@ -30,6 +30,10 @@ def problems():
     return {**loaded, "photo": datasets._prepared(few, 0)}
 
 
+#: Rules whose steps are as long as the weights, which begin at 0.
+RELATIVE = {"LARS", "LAMB"}
+
+
 def least_squares(data):
     """Weights, bias and loss of the optimum."""
     ones = np.column_stack([data.x, np.ones(len(data.x))])
@@ -65,24 +69,20 @@ def test_every_rule_has_a_recipe_and_the_table_is_the_only_place():
     assert list(ALL_RULES)[: len(RULES)] == list(RULES)
 
 
-def test_a_class_without_a_recipe_gets_one(problems, monkeypatch):
+def test_a_class_without_a_recipe_gets_one(problems):
     batches = Batches(Problem(problems["diabetes"]), 32, 0)
-    bounded, adaptive = (compare.recipe_for(cls) for cls in (gs.Nesterov, gs.Adamax))
+    bounded, adaptive, own = (compare.recipe_for(cls) for cls in (gs.Nesterov, gs.Adamax, gs.Lion))
     half = 0.5 * gs.max_stable_lr("nesterov", batches.problem.curvature(32))
     assert bounded.learning_rate(batches) == pytest.approx(half, rel=5e-3)
     assert adaptive.learning_rate(batches) == RULES["Adam"].learning_rate(batches)
-    found = compare.compare(problems["diabetes"], ["Adamax"], epochs=2).runs[0]
-    monkeypatch.setitem(ALL_RULES, "Adamax", adaptive)
-    assert compare.compare(problems["diabetes"], ["Adamax"], epochs=2).runs[0].losses == (
-        found.losses
-    )
+    assert own.learning_rate(batches) < adaptive.learning_rate(batches)
 
 
 @pytest.mark.parametrize("name", ["digits", "line", "diabetes", "photo"])
 def test_every_rule_learns_each_data_set_with_numpys_bits(problems, name, tmp_path):
     found = compare.compare(problems[name], list(ALL_RULES), epochs=6)
-    assert {run.name for run in found.runs} == set(ALL_RULES)
-    assert found.left_out == {}
+    assert {run.name for run in found.runs} == ALL_RULES.keys() - found.left_out.keys()
+    assert all("two dimensions" in why for why in found.left_out.values())
     final = [run.losses[-1] for run in found.runs]
     assert final == sorted(final)
     for run in found.runs:
@@ -90,8 +90,10 @@ def test_every_rule_learns_each_data_set_with_numpys_bits(problems, name, tmp_pa
         assert run.epochs == 6
         steps = 1 if run.recipe.full_batch else len(found.batches)
         assert {training.opt.t for training in run.trainings} == {6 * steps}
-        # A step per epoch is soon counted.
-        assert run.losses[-1] < (0.98 if run.recipe.full_batch else 0.9) * run.losses[0], run.name
+        if run.name not in RELATIVE:
+            # A step per epoch is soon counted.
+            least = 0.98 if run.recipe.full_batch else 0.9
+            assert run.losses[-1] < least * run.losses[0], run.name
         assert all(np.diff(seconds).min() > 0 for seconds in run.seconds)
     compare.save_picture(found, tmp_path / "picture.png")
     assert read_picture(tmp_path / "picture.png").std() > 0.05
@@ -154,6 +156,13 @@ def test_curvature(problems, name, factor):
     wide = dataclasses.replace(problem.data, x=problem.data.x[:7], y=problem.data.y[:7])
     expected = factor * np.linalg.norm(Problem(wide).with_ones, 2) ** 2 / 7
     assert Problem(wide).curvature(7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", sorted(RELATIVE & ALL_RULES.keys()))
+def test_rules_whose_steps_are_a_share_of_the_weights_learn_in_the_end(problems, name):
+    for data in ("digits", "line", "diabetes"):
+        (run,) = compare.compare(problems[data], [name]).runs
+        assert run.losses[-1] < 0.9 * run.losses[0], data
 
 
 POINTS = {
@@ -612,7 +621,7 @@ def test_all_rules_in_a_table_of_100_columns_and_a_picture(problems, name):
     found = compare.compare(problems[name], list(ALL_RULES), epochs=10)
     table = compare.table(found)
     assert max(map(len, table.splitlines())) <= compare.WIDTH
-    assert set(rows_of(table)) == set(ALL_RULES)
+    assert set(rows_of(table)) == ALL_RULES.keys() - found.left_out.keys()
     assert {len(cells) for cells in rows_of(table).values()} == {11}
     assert "\nfull batch: Rprop takes one step per epoch, with all rows.\n" in table
     with rc_context(compare.PICTURE_STYLE):

@@ -21,8 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import losses, reference
 from ._files import replacing
-from .adaptive import FTRL, Adadelta
-from .averaging import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .datasets import Dataset, UsageError, demo_packages, load
 from .finite_sums import SAG, SAGA, WindowSAG
 from .optimizers import (
@@ -36,7 +34,6 @@ from .optimizers import (
     Optimizer,
     RMSprop,
 )
-from .signs import Lion, Rprop
 from .stability import batch_curvature, has_bound, max_stable_lr
 
 if TYPE_CHECKING:
@@ -205,6 +202,11 @@ def of_weights(factor: float) -> LearningRate:
     return lambda problem, _: factor * problem.weight_size
 
 
+def as_it_is(lr: float) -> LearningRate:
+    """The same lr for any data, for rules whose steps are a share of the weights."""
+    return lambda *_: lr
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to build a rule for a problem, and its line in the picture.
@@ -259,34 +261,36 @@ RULES: Mapping[str, Recipe] = {
 }
 
 
+# FTRL's rates are Adagrad's, and Adadelta's lr is a factor of what it finds by itself. Rprop cannot
+# bear noise in its signs. Lion's sign is larger than Adam's mean. A mean of points allows longer
+# steps; ASGD's would otherwise begin after a million of them. LARS takes a thousandth of its lr.
+_OWN_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "Adadelta": {"lr": of_weights(1)},
+    "FTRL": {"lr": of_weights(0.2)},
+    "ASGD": {"lr": over_curvature(1), "options": {"t0": 0}},
+    "ScheduleFreeSGD": {"lr": over_curvature(2)},
+    "ScheduleFreeAdamW": {"lr": of_weights(0.02)},
+    "Rprop": {"lr": of_weights(0.01), "full_batch": True},
+    "Lion": {"lr": of_weights(0.002)},
+    "LARS": {"lr": as_it_is(1)},
+    "LAMB": {"lr": as_it_is(0.005)},
+}
+
+
 def recipe_for(cls: type[Optimizer]) -> Recipe:
-    """For a class that has no recipe of its own: half its largest stable lr, or Adam's.
+    """For a class that is not in `RULES`: its own, or half its largest stable lr, or Adam's lr.
 
     Adam's is for rules that step by about lr in each weight, and those have no largest stable lr.
     """
-    return Recipe(cls, half_the_bound(cls) if has_bound(cls) else RULES["Adam"].lr)
+    lr = half_the_bound(cls) if has_bound(cls) else RULES["Adam"].lr
+    return Recipe(cls, **{"lr": lr, **_OWN_RECIPES.get(cls.__name__, {})})
 
 
-# FTRL's rates are Adagrad's, and Adadelta's lr is a factor of what it finds by itself. Rprop cannot
-# bear noise in its signs. Lion's sign is larger than Adam's mean. A mean of points allows longer
-# steps; ASGD's would otherwise begin after a million of them.
-_OWN_RECIPES = {
-    recipe.cls: recipe
-    for recipe in (
-        Recipe(Adadelta, of_weights(1)),
-        Recipe(FTRL, of_weights(0.2)),
-        Recipe(Rprop, of_weights(0.01), full_batch=True),
-        Recipe(Lion, of_weights(0.002)),
-        Recipe(ASGD, over_curvature(1), options={"t0": 0}),
-        Recipe(ScheduleFreeSGD, over_curvature(2)),
-        Recipe(ScheduleFreeAdamW, of_weights(0.02)),
-    )
-}
 #: `RULES`, and by its name every other class that needs no more than gradients.
 ALL_RULES: Mapping[str, Recipe] = {
     **RULES,
     **{
-        cls.__name__: _OWN_RECIPES.get(cls) or recipe_for(cls)
+        cls.__name__: recipe_for(cls)
         for cls in CLASSES
         if cls.__name__ not in RULES and not cls.step_needs
     },
