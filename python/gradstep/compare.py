@@ -263,7 +263,8 @@ RULES: Mapping[str, Recipe] = {
 
 # FTRL's rates are Adagrad's, and Adadelta's lr is a factor of what it finds by itself. Rprop cannot
 # bear noise in its signs. Lion's sign is larger than Adam's mean. A mean of points allows longer
-# steps; ASGD's would otherwise begin after a million of them. LARS takes a thousandth of its lr.
+# steps; ASGD's would otherwise begin after a million of them. LARS takes a thousandth of its lr,
+# and Adafactor a thousandth of the weights where they are 0.
 _OWN_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "Adadelta": {"lr": of_weights(1)},
     "FTRL": {"lr": of_weights(0.2)},
@@ -274,6 +275,7 @@ _OWN_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "Lion": {"lr": of_weights(0.002)},
     "LARS": {"lr": as_it_is(1)},
     "LAMB": {"lr": as_it_is(0.005)},
+    "Adafactor": {"lr": as_it_is(0.1)},
 }
 
 
