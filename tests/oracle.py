@@ -59,6 +59,7 @@ HYPER = {
     "t0": 1.0,
     "l2": 0.2,
     "trust_coefficient": 0.02,
+    "nesterov": True,
     "share": 0.3,
 }
 
@@ -70,6 +71,11 @@ def full_gradient(params):
     if isinstance(params, dict):
         return {key: full_gradient(param) for key, param in params.items()}
     return [full_gradient(param) for param in params]
+
+
+def as_fits(cls, array):
+    """An array, as a matrix where the class takes nothing else."""
+    return np.atleast_2d(array) if issubclass(cls, gs.Muon) else array
 
 
 def gradient(w, t):

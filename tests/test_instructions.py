@@ -42,7 +42,7 @@ for rule in _core.rules():
     w, g, *states = (np.zeros({SIZE}, np.float32) for _ in range(2 + len(rule.states)))
     nouns = ["params", "grads", *rule.states]
     plan = _core.Plan(rule.name, [w], [[state] for state in states], nouns, [""])
-    flags = "bias_correction", "seen"
+    flags = "bias_correction", "nesterov", "seen"
     hyper = [1.0 if name in flags else 0.5 for name in rule.hyperparameters]
     plan.step([g], None, (0, hyper, 0.0, False, 0))
 plan.step([g], (1.0, 1.0, None, False))

@@ -13,7 +13,7 @@ import pytest
 import gradstep as gs
 from gradstep import _core, functional, reference
 from gradstep.optimizers import CLASSES
-from oracle import DTYPES, RULES, assert_same_bits, beside, full_gradient, mild, needed
+from oracle import DTYPES, RULES, as_fits, assert_same_bits, beside, full_gradient, mild, needed
 
 #: Every class as it comes, and with the options that pick another rule or change its numbers.
 VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
@@ -41,6 +41,8 @@ VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
     (gs.ScheduleFreeAdamW, {"lr": 0.1, "warmup_steps": 5, "weight_decay": 0.1}),
     (gs.LARS, {"lr": 0.1, "momentum": 0.5, "trust_coefficient": 0.02}),
     (gs.LAMB, {"bias_correction": False, "betas": (0.5, 0.9), "eps": 1e-3}),
+    (gs.Muon, {"lr": 0.1, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}),
+    (gs.Muon, {"lr": 0.1, "momentum": 0.5, "ns_coefficients": (1.5, -0.5, 0), "ns_steps": 9}),
     (gs.Rprop, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.02)}),
     (gs.WindowSAG, {"lr": 0.1, "window": 1}),
     (gs.SAG, {"lr": 0.1, "rows": 4, "row_weights": [1.0, 0.3, 2.5, 1.0]}),
@@ -59,12 +61,14 @@ def train(opt, steps, start=0, dtype=np.float64):
     for t in range(start, start + steps):
         rng = np.random.default_rng(t)
         arrays = [mild(rng, 5, dtype), mild(rng, 6, dtype).reshape(2, 3), mild(rng, 1, dtype)]
+        arrays = [as_fits(type(opt), array) for array in arrays]
         grads = arrays if isinstance(opt.params, list) else arrays[0]
         opt.step(grads, **beside(opt, grads, t))
 
 
-def start_params(dtype):
-    return [np.ones(5, dtype), np.ones((2, 3), dtype), np.ones(1, dtype)]
+def start_params(cls, dtype):
+    arrays = [np.ones(5, dtype), np.ones((2, 3), dtype), np.ones(1, dtype)]
+    return [as_fits(cls, array) for array in arrays]
 
 
 def test_every_rule_has_a_class_an_oracle_and_a_variant():
@@ -74,8 +78,8 @@ def test_every_rule_has_a_class_an_oracle_and_a_variant():
     assert {rule.name for rule in _core.rules() if rule.decoupled} == reference.DECOUPLED
     gradients = {rule.name: len(rule.gradients) for rule in _core.rules() if rule.gradients}
     assert gradients == reference.GRADIENTS
-    made = {cls(np.ones(1), **options).rule for cls, options in VARIANTS}
-    assert made == set(RULES)
+    made = {cls(as_fits(cls, np.ones(1)), **options).rule for cls, options in VARIANTS}
+    assert made | {"muon_direction"} == set(RULES)  # which each step of Muon begins with
 
 
 def test_every_rule_begins_with_lr():
@@ -96,28 +100,28 @@ def test_docstrings_are_complete(cls):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("common", [{}, {"weight_decay": 0.1, "maximize": True}])
 def test_equals_the_oracle(cls, options, dtype, common):
-    native = cls(start_params(dtype), **{**options, **common})
-    oracle = reference.in_numpy(cls)(start_params(dtype), **{**options, **common})
+    native = cls(start_params(cls, dtype), **{**options, **common})
+    oracle = reference.in_numpy(cls)(start_params(cls, dtype), **{**options, **common})
     train(native, 9, dtype=dtype)
     train(oracle, 9, dtype=dtype)
     assert native.t == oracle.t == 9
     for actual, expected in zip(native._arrays(), oracle._arrays(), strict=True):
         assert np.isfinite(actual).all()
         assert_same_bits(actual, expected)
-    assert not np.array_equal(native.params[0], start_params(dtype)[0])
+    assert not np.array_equal(native.params[0], start_params(cls, dtype)[0])
 
 
 @every_variant
 def test_resumes_with_the_same_bits(cls, options, tmp_path):
-    unbroken = cls(start_params(np.float32), **options)
+    unbroken = cls(start_params(cls, np.float32), **options)
     train(unbroken, 9, dtype=np.float32)
 
-    first = cls(start_params(np.float32), **options)
+    first = cls(start_params(cls, np.float32), **options)
     train(first, 4, dtype=np.float32)
     first.save(tmp_path / "state.npz")
     by_dict = cls(copy.deepcopy(first.params), **options)
     by_dict.load_state_dict(first.state_dict())
-    by_file = cls(start_params(np.float32), **options)
+    by_file = cls(start_params(cls, np.float32), **options)
     by_file.load(tmp_path / "state.npz")
     for resumed in (by_dict, by_file):
         assert resumed.hyperparameters == first.hyperparameters
@@ -129,7 +133,9 @@ def test_resumes_with_the_same_bits(cls, options, tmp_path):
 
 @every_variant
 def test_the_oracle_resumes_too(cls, options, tmp_path):
-    native, oracle = cls(np.ones(5), **options), reference.in_numpy(cls)(np.ones(5), **options)
+    native, oracle = (
+        c(as_fits(cls, np.ones(5)), **options) for c in (cls, reference.in_numpy(cls))
+    )
     train(native, 4)
     native.save(tmp_path / "state.npz")
     oracle.load(tmp_path / "state.npz")

@@ -6,14 +6,15 @@
 #include "rules/averaging.hpp"
 #include "rules/finite_sums.hpp"
 #include "rules/layerwise.hpp"
+#include "rules/orthogonal.hpp"
 #include "rules/signs.hpp"
 #include "rules/textbook.hpp"
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-using AllRules =
-    decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + SignRules{} + AveragingRules{} + FiniteSumRules{});
+using AllRules = decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + OrthogonalRules{} + SignRules{} +
+                          AveragingRules{} + FiniteSumRules{});
 
 }  // namespace
 }  // namespace gradstep::GRADSTEP_LEVEL

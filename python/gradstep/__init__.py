@@ -8,6 +8,7 @@ from . import (
     layerwise,
     losses,
     optimizers,
+    orthogonal,
     reference,
     schedules,
     signs,
@@ -20,6 +21,7 @@ from .embedding import get_cmake_dir, get_include, get_library
 from .finite_sums import *  # noqa: F403
 from .layerwise import *  # noqa: F403
 from .optimizers import *  # noqa: F403 - the classes, which one list names
+from .orthogonal import *  # noqa: F403
 from .runtime import get_num_threads, info, set_num_threads
 from .signs import *  # noqa: F403
 from .stability import max_stable_lr
@@ -44,5 +46,5 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-for family in (optimizers, adaptive, layerwise, signs, averaging, finite_sums):
+for family in (optimizers, adaptive, layerwise, orthogonal, signs, averaging, finite_sums):
     __all__ += family.__all__
