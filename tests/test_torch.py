@@ -89,7 +89,8 @@ def test_every_rule_that_needs_only_gradients_is_there():
     assert tested == rules
     others = set(gs.optimizers.CLASSES) - set(gt.CLASSES.values())
     assert {cls.__name__ for cls in others} == {
-        "WindowSAG", "SAG", "SAGA", "SVRG", "NAdam", "ASGD", "ScheduleFreeSGD", "ScheduleFreeAdamW"
+        "WindowSAG", "SAG", "SAGA", "SVRG", "NAdam", "ASGD", "ScheduleFreeSGD", "ScheduleFreeAdamW",
+        "Muon",
     }  # fmt: skip
 
 
