@@ -334,7 +334,7 @@ def test_only_matrices(params, message):
         (
             {"ns_coefficients": (1.0, 2.0, INF)},
             ValueError,
-            "ns_coefficients[2] must be finite, got inf",
+            "ns_coefficients[2] must be finite in float64, got inf",
         ),
         ({"eps": 0.0}, ValueError, "eps must be above 0 and finite, got 0.0"),
         ({"eps": NAN}, ValueError, "eps must be above 0 and finite, got nan"),
@@ -353,6 +353,14 @@ def test_only_matrices(params, message):
 def test_arguments(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         gs.Muon(np.ones((2, 2)), **options)
+
+
+def test_coefficients_that_float32_cannot_hold():
+    params = [np.ones((2, 2)), np.ones((2, 2), np.float32)]
+    message = "ns_coefficients[1] must be finite in float32, got -1e+39"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        gs.Muon(params, ns_coefficients=(1.0, -1e39, 1.0))
+    gs.Muon(params[0], ns_coefficients=(1.0, -1e39, 1.0))
 
 
 w0, b0 = np.ones((2, 3)), np.ones((4, 4))

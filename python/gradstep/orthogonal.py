@@ -190,9 +190,11 @@ class Muon(Optimizer):
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         coefficients = check.triple("ns_coefficients", settings["ns_coefficients"])
-        for i, coefficient in enumerate(coefficients):
-            if not math.isfinite(coefficient):
-                raise ValueError(f"ns_coefficients[{i}] must be finite, got {coefficient}")
+        with np.errstate(over="ignore"):
+            for dtype in dict.fromkeys(param.dtype for param in self._params):
+                for i, x in enumerate(coefficients):
+                    if not np.isfinite(dtype.type(x)):
+                        raise ValueError(f"ns_coefficients[{i}] must be finite in {dtype}, got {x}")
         adjust_lr_fn = settings["adjust_lr_fn"]
         if adjust_lr_fn is not None:
             check.choice("adjust_lr_fn", adjust_lr_fn, ADJUSTMENTS)
