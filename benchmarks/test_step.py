@@ -70,8 +70,9 @@ def numbers(size: int) -> np.ndarray:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_class(benchmark, cls, size):
     """`opt.step(g)`, as most users call it."""
-    opts = [c(numbers(size), **needed(c)) for c in (cls, reference.in_numpy(cls))]
-    g = numbers(size)
+    shape = (size // 10, 10) if cls is gs.Muon else (size,)
+    opts = [c(numbers(size).reshape(shape), **needed(c)) for c in (cls, reference.in_numpy(cls))]
+    g = numbers(size).reshape(shape)
     grads = (np.arange(size), g) if issubclass(cls, (gs.SparseAdam, gs.SparseAdagrad)) else g
     beside = {gs.SAG: {"row": 0}, gs.SAGA: {"row": 0}, gs.SVRG: {"snapshot_grads": numbers(size)}}
     for opt in opts:

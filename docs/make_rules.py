@@ -30,6 +30,7 @@ ELSEWHERE = {
     "LARS": "optax",
     "LAMB": "Keras, optax, bitsandbytes",
     "Adafactor": "PyTorch, Keras, optax",
+    "Muon": "PyTorch, Keras, optax",
     "Rprop": "PyTorch, optax",
     "Lion": "Keras, optax, bitsandbytes",
     "ASGD": "PyTorch",
@@ -46,7 +47,8 @@ INTRODUCTION = """\
 Made from the docstrings by `docs/make_rules.py`. In every formula `w` is the parameter, `g` the
 gradient, `t` the step from 1. All rules take `lr` and `maximize`, float32 and float64, and all but
 the sparse ones `weight_decay`. Where a class has several forms, the bytes are those of each: what a
-step reads and writes, which is what limits it beyond the caches.
+step reads and writes, which is what limits it beyond the caches. Those of `Muon` are its two
+passes, before and after the matrix products.
 
 | rule | in a word | bytes per element | elsewhere |
 | --- | --- | --- | --- |

@@ -63,6 +63,7 @@ HYPER = {
     "eps1": 1e-6,
     "eps2": 0.01,
     "d": 0.5,
+    "nesterov": True,
     "share": 0.3,
 }
 
@@ -74,6 +75,11 @@ def full_gradient(params):
     if isinstance(params, dict):
         return {key: full_gradient(param) for key, param in params.items()}
     return [full_gradient(param) for param in params]
+
+
+def as_fits(cls, array):
+    """An array, as a matrix where the class takes nothing else."""
+    return np.atleast_2d(array) if issubclass(cls, gs.Muon) else array
 
 
 def gradient(w, t):

@@ -88,15 +88,45 @@ def test_adafactor_of_matrices(shape):
     assert abs(ours - start).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES} | {"Muon"}))
 def test_defaults_are_the_same(name):
-    ours = getattr(gs, name)(np.ones(3)).hyperparameters
-    theirs = getattr(torch.optim, name)([torch.ones(3)]).defaults
+    ours = getattr(gs, name)(np.ones((3, 1))).hyperparameters
+    theirs = getattr(torch.optim, name)([torch.ones((3, 1))]).defaults
     for i, beta in enumerate(theirs.pop("betas", ()), 1):
         theirs[f"beta{i}"] = beta
     shared = ours.keys() & theirs.keys()
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
     assert {"lr", "weight_decay"} <= shared or name == "Rprop"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.0},
+        {"nesterov": False, "momentum": 0.5, "weight_decay": 0.3},
+        {"adjust_lr_fn": "match_rms_adamw"},
+        {"ns_coefficients": (1.5, -0.5, 0.0), "ns_steps": 12, "eps": 1e-3},
+        {"ns_steps": 0},
+    ],
+    ids=str,
+)
+def test_muon_within_what_bfloat16_allows(shape, dtype, options):
+    """PyTorch iterates in bfloat16, whose numbers are 2^-8 apart, relatively."""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(shape).astype(dtype)
+    ours, theirs = start.copy(), torch.tensor(start, requires_grad=True)
+    opt = gs.Muon(ours, lr=0.01, **options)
+    their_opt = torch.optim.Muon([theirs], lr=0.01, **options)
+    for _ in range(20):
+        g = rng.standard_normal(shape).astype(dtype)
+        opt.step(g)
+        theirs.grad = torch.tensor(g)
+        their_opt.step()
+    moved = np.linalg.norm(ours - start)
+    off = np.linalg.norm(ours - theirs.detach().numpy())
+    assert off < 2**-7 * moved
 
 
 @pytest.mark.parametrize("threads", [1, 2])

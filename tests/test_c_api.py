@@ -415,6 +415,27 @@ def test_rules_that_clipping_would_bias_refuse_it():
         assert last_error() == f"{clip} must be null for svrg, whose steps clipping would bias"
 
 
+def test_muon_is_two_rules_with_products_between_them():
+    """Both clip the gradient alike; what is made of it is taken as it is."""
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((3, 4))
+    theirs, mean, u = ours.copy(), np.zeros((3, 4)), np.zeros((3, 4))
+    opt = gs.Muon(theirs, lr=0.1)
+    for t in (1, 2):
+        g = rng.standard_normal((3, 4))
+        opt.step(g, grad_scale=0.5, clip_norm=1.0)
+        treatment = {"grad_scale": 0.5, "clip_norm": 1.0}
+        status, _ = step(
+            "muon_direction", [array_of(u, g, (mean,))], scalars_of(t, [0.1, 0.95, 1], **treatment)
+        )
+        assert status == OK, last_error()
+        o = gs.reference.orthogonalized(u, (3.4445, -4.775, 2.0315), 5, 1e-7)
+        scalars = scalars_of(t, [0.1, 0.95], weight_decay=0.1, **treatment)
+        status, _ = step("muon", [array_of(ours, g, (mean, o))], scalars)
+        assert status == OK, last_error()
+        assert_same_bits(ours, theirs)
+
+
 def test_what_is_only_read_may_overlap():
     w, g = np.ones(3), np.full(3, 0.5)
     status, _ = step("svrg", [array_of(w, g, (g, g))], scalars_of(1, [0.1]))

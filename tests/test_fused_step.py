@@ -24,6 +24,7 @@ from oracle import (
     RULES,
     SPAN,
     THREADS,
+    as_fits,
     as_taken,
     assert_same_bits,
     beside,
@@ -248,12 +249,13 @@ def make(cls, params, **options):
 def test_a_skipped_step_changes_nothing(cls, bad, where):
     rng = np.random.default_rng(5)
     params = [mild(rng, 2 * SPAN + 5, np.float32), mild(rng, 3, np.float64)]
-    opt = make(cls, params, skip_nonfinite=True)
     good = [mild(rng, p.size, p.dtype) for p in params]
+    params, good = ([as_fits(cls, array) for array in arrays] for arrays in (params, good))
+    opt = make(cls, params, skip_nonfinite=True)
     assert not opt.step(as_taken(cls, good), **beside(opt, good, 1)).skipped
     before = opt.state_dict(), [p.copy() for p in params]
     grads = [g.copy() for g in good]
-    grads[0][where] = bad
+    grads[0].flat[where] = bad
     kept = [g.copy() for g in grads]
     clip = {} if cls is gs.SVRG else {"clip_norm": 1.0}
     result = opt.step(as_taken(cls, grads), **beside(opt, good, 3), **clip, zero_grad=True)
@@ -401,11 +403,11 @@ def test_options_of_every_class(cls):
     for name in Options.__annotations__:
         assert parameters[name].default is False
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):
-            make(cls, np.ones(3), **{name: 1})
-        assert f"{name}=True" in repr(make(cls, np.ones(3), **{name: True}))
+            make(cls, np.ones((1, 3)), **{name: 1})
+        assert f"{name}=True" in repr(make(cls, np.ones((1, 3)), **{name: True}))
     for name in ("foreach", "seen", "beta1"):
         with pytest.raises(TypeError, match=rf"\(\) has no argument '{name}'"):
-            make(cls, np.ones(3), **{name: 0.5})
+            make(cls, np.ones((1, 3)), **{name: 0.5})
     assert "options" not in parameters
     shown = inspect.signature(cls.step).parameters
     assert (
@@ -691,6 +693,7 @@ def test_states_lie_beside_their_parameter(cls):
     """At the same place in a cache line, and the large ones not at the same place in a page."""
     room = np.zeros(9000, np.float32)
     params = [room[1:10], np.ones(5), np.ones(1), room[100:8100].reshape(80, 100)]
+    params = [as_fits(cls, param) for param in params]
     opt = make(cls, params)
     for arrays in opt.state.values():
         for param, array in zip(params, arrays, strict=True):

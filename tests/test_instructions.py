@@ -48,7 +48,8 @@ for rule in _core.rules():
     states = [np.zeros(rule.state_shape(name, w.shape), np.float32) for name in rule.states]
     nouns = ["params", "grads", *rule.states]
     plan = _core.Plan(rule.name, [w], [[state] for state in states], nouns, [""])
-    others = {{"bias_correction": 1.0, "seen": 1.0, "beta2_decay": -0.5}}
+    flags = "bias_correction", "nesterov", "seen"
+    others = {{"beta2_decay": -0.5, **dict.fromkeys(flags, 1.0)}}
     hyper = [others.get(name, 0.5) for name in rule.hyperparameters]
     plan.step([g], None, (0, hyper, 0.0, False, 0))
 plan.step([g], (1.0, 1.0, None, False))

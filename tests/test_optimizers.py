@@ -16,6 +16,7 @@ from gradstep.optimizers import CLASSES
 from oracle import (
     DTYPES,
     RULES,
+    as_fits,
     as_taken,
     assert_same_bits,
     beside,
@@ -52,6 +53,8 @@ VARIANTS = [(cls, needed(cls)) for cls in CLASSES] + [
     (gs.LARS, {"lr": 0.1, "momentum": 0.5, "trust_coefficient": 0.02}),
     (gs.LAMB, {"bias_correction": False, "betas": (0.5, 0.9), "eps": 1e-3}),
     (gs.Adafactor, {"eps": (1e-3, 0.1), "d": 0.3, "beta2_decay": -0.5}),
+    (gs.Muon, {"lr": 0.1, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}),
+    (gs.Muon, {"lr": 0.1, "momentum": 0.5, "ns_coefficients": (1.5, -0.5, 0), "ns_steps": 9}),
     (gs.Rprop, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.02)}),
     (gs.SparseAdam, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3}),
     (gs.SparseAdagrad, {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
@@ -72,12 +75,14 @@ def train(opt, steps, start=0, dtype=np.float64):
     for t in range(start, start + steps):
         rng = np.random.default_rng(t)
         arrays = [mild(rng, 5, dtype), mild(rng, 6, dtype).reshape(2, 3), mild(rng, 1, dtype)]
+        arrays = [as_fits(type(opt), array) for array in arrays]
         grads = arrays if isinstance(opt.params, list) else arrays[0]
         opt.step(as_taken(type(opt), grads), **beside(opt, grads, t))
 
 
-def start_params(dtype):
-    return [np.ones(5, dtype), np.ones((2, 3), dtype), np.ones(1, dtype)]
+def start_params(cls, dtype):
+    arrays = [np.ones(5, dtype), np.ones((2, 3), dtype), np.ones(1, dtype)]
+    return [as_fits(cls, array) for array in arrays]
 
 
 def test_every_rule_has_a_class_an_oracle_and_a_variant():
@@ -87,8 +92,8 @@ def test_every_rule_has_a_class_an_oracle_and_a_variant():
     assert {rule.name for rule in _core.rules() if rule.decoupled} == reference.DECOUPLED
     gradients = {rule.name: len(rule.gradients) for rule in _core.rules() if rule.gradients}
     assert gradients == reference.GRADIENTS
-    made = {cls(np.ones(1), **options).rule for cls, options in VARIANTS}
-    assert made == set(RULES)
+    made = {cls(as_fits(cls, np.ones(1)), **options).rule for cls, options in VARIANTS}
+    assert made | {"muon_direction"} == set(RULES)  # which each step of Muon begins with
 
 
 def test_every_rule_begins_with_lr():
@@ -110,28 +115,28 @@ def test_docstrings_are_complete(cls):
 @pytest.mark.parametrize("decays", [False, True])
 def test_equals_the_oracle(cls, options, dtype, decays):
     common = {"maximize": True, **with_decay(cls, 0.1)} if decays else {}
-    native = cls(start_params(dtype), **{**options, **common})
-    oracle = reference.in_numpy(cls)(start_params(dtype), **{**options, **common})
+    native = cls(start_params(cls, dtype), **{**options, **common})
+    oracle = reference.in_numpy(cls)(start_params(cls, dtype), **{**options, **common})
     train(native, 9, dtype=dtype)
     train(oracle, 9, dtype=dtype)
     assert native.t == oracle.t == 9
     for actual, expected in zip(native._arrays(), oracle._arrays(), strict=True):
         assert np.isfinite(actual).all()
         assert_same_bits(actual, expected)
-    assert not np.array_equal(native.params[0], start_params(dtype)[0])
+    assert not np.array_equal(native.params[0], start_params(cls, dtype)[0])
 
 
 @every_variant
 def test_resumes_with_the_same_bits(cls, options, tmp_path):
-    unbroken = cls(start_params(np.float32), **options)
+    unbroken = cls(start_params(cls, np.float32), **options)
     train(unbroken, 9, dtype=np.float32)
 
-    first = cls(start_params(np.float32), **options)
+    first = cls(start_params(cls, np.float32), **options)
     train(first, 4, dtype=np.float32)
     first.save(tmp_path / "state.npz")
     by_dict = cls(copy.deepcopy(first.params), **options)
     by_dict.load_state_dict(first.state_dict())
-    by_file = cls(start_params(np.float32), **options)
+    by_file = cls(start_params(cls, np.float32), **options)
     by_file.load(tmp_path / "state.npz")
     for resumed in (by_dict, by_file):
         assert resumed.hyperparameters == first.hyperparameters
@@ -143,7 +148,9 @@ def test_resumes_with_the_same_bits(cls, options, tmp_path):
 
 @every_variant
 def test_the_oracle_resumes_too(cls, options, tmp_path):
-    native, oracle = cls(np.ones(5), **options), reference.in_numpy(cls)(np.ones(5), **options)
+    native, oracle = (
+        c(as_fits(cls, np.ones(5)), **options) for c in (cls, reference.in_numpy(cls))
+    )
     train(native, 4)
     native.save(tmp_path / "state.npz")
     oracle.load(tmp_path / "state.npz")
@@ -220,11 +227,11 @@ def test_empty_and_zero_dimensional_arrays():
 
 def test_gradients_are_only_read():
     for cls, options in VARIANTS:
-        g = np.linspace(-1, 1, 5)
+        w, g = (as_fits(cls, array) for array in (np.ones(5), np.linspace(-1, 1, 5)))
         g.setflags(write=False)
-        opt = cls(np.ones(5), **{**options, **with_decay(cls, 0.1), "maximize": True})
+        opt = cls(w, **{**options, **with_decay(cls, 0.1), "maximize": True})
         opt.step(as_taken(cls, g), **beside(opt, g))
-        np.testing.assert_array_equal(g, np.linspace(-1, 1, 5))
+        np.testing.assert_array_equal(g.ravel(), np.linspace(-1, 1, 5))
 
 
 def test_subclasses_of_arrays_are_updated_in_place(tmp_path):

@@ -174,6 +174,54 @@ def test_fifty_steps(cls, options, paper, settings):
     assert abs(ours - start).max() > 1e-3
 
 
+def muon(w, g, s, lr, wd, mu, nesterov, coefficients, eps, steps, matched):
+    """Jordan et al. 2024, as PyTorch has it; the adjustments are those of Liu et al. 2025."""
+    s["m"] = s.get("m", 0) + (1 - mu) * (g - s.get("m", 0))
+    x = (1 - mu) * g + mu * s["m"] if nesterov else s["m"]
+    rows, columns = w.shape
+    if rows > columns:
+        x = x.T
+    x = x / max(math.sqrt((x**2).sum()), eps)
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    if rows > columns:
+        x = x.T
+    factor = 0.2 * math.sqrt(max(rows, columns)) if matched else math.sqrt(max(1, rows / columns))
+    return w - lr * wd * w - lr * factor * x
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7), (1, 6), (6, 1)])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])
+@pytest.mark.parametrize("mu", [0.95, 0.5])
+def test_fifty_steps_of_muon(shape, nesterov, adjust_lr_fn, mu):
+    start = np.random.default_rng(0).standard_normal(shape)
+    ours, theirs, state = start.copy(), start.copy(), {}
+    coefficients, steps, eps = ((3.4445, -4.775, 2.0315), 5, 1e-7)
+    if mu == 0.5:
+        coefficients, steps, eps = ((2.0, -1.5, 0.5), 7, 0.1)
+    opt = gs.Muon(
+        ours,
+        lr=0.01,
+        weight_decay=0.3,
+        momentum=mu,
+        nesterov=nesterov,
+        ns_coefficients=coefficients,
+        eps=eps,
+        ns_steps=steps,
+        adjust_lr_fn=adjust_lr_fn,
+    )
+    matched = adjust_lr_fn == "match_rms_adamw"
+    for t in range(50):
+        opt.step(gradient(ours.ravel(), t).reshape(shape))
+        g = gradient(theirs.ravel(), t).reshape(shape)
+        theirs = muon(theirs, g, state, 0.01, 0.3, mu, nesterov, coefficients, eps, steps, matched)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11)
+    assert abs(ours - start).max() > 1e-3
+
+
 def test_ademamix_begins_with_any_beta1():
     """The half-life of beta1 = 0 is 0."""
     w = np.ones(3)

@@ -139,6 +139,7 @@ finite_hyper = {
     "eps1": st.floats(0, 1, width=32),
     "eps2": st.floats(0, 1024, width=32),
     "d": st.floats(2**-20, 1024, width=32),
+    "nesterov": st.booleans(),
     "beta": st.floats(0, 1, exclude_max=True, width=32),
     "share": st.floats(0, 1, width=32),
     "t0": st.integers(0, 10**6).map(float),

@@ -144,7 +144,7 @@ def test_classes_and_names_in_any_case():
 
 def test_rules_without_a_bound():
     with_bound = {cls for cls in gs.optimizers.CLASSES if {*cls.rules} & BOUNDS.keys()}
-    adaptive = {gs.Adagrad, gs.RMSprop, gs.Adam, gs.AdamW, gs.SparseAdam, gs.SparseAdagrad}
+    adaptive = {gs.Adagrad, gs.RMSprop, gs.Adam, gs.AdamW, gs.Muon, gs.SparseAdam, gs.SparseAdagrad}
     assert not with_bound & adaptive
     for cls in adaptive:
         with pytest.raises(ValueError, match=f"is known for {cls.__name__}: rules that divide"):

@@ -101,7 +101,7 @@ def test_every_rule_that_needs_only_gradients_is_there():
     assert tested == rules
     others = set(gs.optimizers.CLASSES) - set(gt.CLASSES.values())
     assert {cls.__name__ for cls in others} == {
-        "Adafactor", "WindowSAG", "SAG", "SAGA", "SVRG", "SparseAdam", "SparseAdagrad",
+        "Adafactor", "Muon", "WindowSAG", "SAG", "SAGA", "SVRG", "SparseAdam", "SparseAdagrad",
     }  # fmt: skip
 
 

@@ -397,8 +397,10 @@ class Plan {
 
   // Without scalars, those of the step before hold on. What raises keeps nothing.
   std::optional<Report> step(const py::object& grads, const std::optional<TreatmentTuple>& treatments,
-                             const std::optional<Scalars>& scalars, const std::optional<py::object>& second_grads) {
-    const Hold hold(*this);
+                             const std::optional<Scalars>& scalars, const std::optional<py::object>& second_grads,
+                             bool acquired) {
+    std::optional<Hold> hold;
+    if (!acquired) hold.emplace(*this);
     const FloatMode mode(Denormals::keep);
     if (scalars) take(*scalars);
     if (!ready_) throw std::runtime_error("the first step needs scalars");
@@ -728,6 +730,18 @@ void run_streams(const Arrays& written, const py::object& read) {
   run(&job, 1, threads, Denormals::keep);
 }
 
+// The L2 norm over an array, in the order of clipping.
+double norm(const py::object& array) {
+  const std::string noun = "array", no_suffix;
+  const Memory memory = check_memory(array, Label{noun, no_suffix});
+  Constants none{};
+  Job job{nullptr, &none, {nullptr, memory.data(), {}}, memory.size, memory.item_size()};
+  Constants* const float64 = memory.single_precision ? nullptr : &none;
+  const Batch batch{&job, 1, nullptr, float64, get_num_threads(), Denormals::keep};
+  const py::gil_scoped_release release;
+  return grad_norm(batch, active_level().table(), 1).value;
+}
+
 // The catalogue -------------------------------------------------------------------------------------------------------
 
 std::vector<Spec> rules() {
@@ -856,10 +870,11 @@ PYBIND11_MODULE(_core, m) {
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
       .def("step", &Plan::step, py::arg("grads"), py::arg("treatment") = py::none(), py::arg("scalars") = py::none(),
-           py::arg("second_grads") = py::none(),
+           py::arg("second_grads") = py::none(), py::arg("acquired") = false,
            "Update everything once, or raise and change nothing. The treatment of the gradients is\n"
            "(grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,\n"
            "hyper-parameters, weight_decay, maximize, row), those of the step before by default.\n"
+           "`acquired` says that the caller has called acquire().\n"
            "Where clip_norm or skip_nonfinite had the gradients measured, return their norm, whether it\n"
            "was clipped, and whether the step was skipped.")
       .def("forget", &Plan::forget, py::arg("row"),
@@ -869,6 +884,7 @@ PYBIND11_MODULE(_core, m) {
   define_finite_sum(m);
   define_tensor_steps(m);
 
+  m.def("norm", norm, py::arg("array"), "The L2 norm over an array, summed in the order in which clipping does it.");
   m.def("streams", run_streams, py::arg("written"), py::arg("read"),
         "Read and write what a rule's step would, with next to no arithmetic: a limit to measure.");
   m.def("isa_levels", isa_levels, "Each compiled level, and whether this processor supports it.");

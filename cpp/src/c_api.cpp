@@ -313,7 +313,7 @@ class Call {
     if (scalars_.clip_value) treatment_.clip_value = *scalars_.clip_value;
     check_treatment(treatment_, single_precision_);
     // As in Python's SVRG.
-    if (spec_.gradients > 0 && (treatment_.clip_norm || treatment_.clip_value))
+    if (spec_.gradients > 0 && !spec_.as_it_is && (treatment_.clip_norm || treatment_.clip_value))
       throw std::invalid_argument(std::string(treatment_.clip_norm ? "clip_norm" : "clip_value") +
                                   " must be null for " + spec_.name + ", whose steps clipping would bias");
     check_integer("t", scalars_.t, 1, max_integer);

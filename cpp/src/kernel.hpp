@@ -35,6 +35,7 @@ struct Spec {
   int row_sum = -1;          // the state that is the sum of those rows; -1: none
   int second_gradient = -1;  // the state whose arrays come with each step, as the gradients do; -1: none
   int gradients = 0;         // so many of the last states are gradients: multiplied as the first one is, and only read
+  bool as_it_is = false;     // whether those are no gradients but made of them: only read, and not multiplied
   bool has_trust = false;    // whether each array has a factor of its own, its trust ratio
   int row_factor = -1;       // the state that has a factor per row of a matrix, the next one per column; -1: none
   int streams = 0;           // how many arrays a step reads and writes; 0: the gradient once, all it updates twice

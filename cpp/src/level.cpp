@@ -24,7 +24,7 @@ namespace {
 template <class Rule, std::size_t I, class T>
 GRADSTEP_INLINE decltype(auto) argument(const Prelude<T>& prelude, T& state) {
   if constexpr (I + Rule::spec.gradients >= state_count<Rule>())
-    return prelude.scaled(state);
+    return Rule::spec.as_it_is ? state : prelude.scaled(state);
   else
     return (state);
 }

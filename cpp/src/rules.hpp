@@ -6,6 +6,7 @@
 #include "rules/averaging.hpp"
 #include "rules/finite_sums.hpp"
 #include "rules/layerwise.hpp"
+#include "rules/orthogonal.hpp"
 #include "rules/signs.hpp"
 #include "rules/sparse.hpp"
 #include "rules/textbook.hpp"
@@ -13,8 +14,8 @@
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
-using AllRules = decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + SignRules{} + AveragingRules{} +
-                          SparseRules{} + FiniteSumRules{});
+using AllRules = decltype(TextbookRules{} + AdaptiveRules{} + LayerwiseRules{} + OrthogonalRules{} + SignRules{} +
+                          AveragingRules{} + SparseRules{} + FiniteSumRules{});
 
 }  // namespace
 }  // namespace gradstep::GRADSTEP_LEVEL

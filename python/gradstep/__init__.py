@@ -8,6 +8,7 @@ from . import (
     layerwise,
     losses,
     optimizers,
+    orthogonal,
     reference,
     schedules,
     signs,
@@ -21,6 +22,7 @@ from .embedding import get_cmake_dir, get_include, get_library
 from .finite_sums import *  # noqa: F403
 from .layerwise import *  # noqa: F403
 from .optimizers import *  # noqa: F403 - the classes, which one list names
+from .orthogonal import *  # noqa: F403
 from .runtime import get_num_threads, info, set_num_threads
 from .signs import *  # noqa: F403
 from .sparse import *  # noqa: F403
@@ -46,5 +48,5 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-for family in (optimizers, adaptive, layerwise, signs, averaging, sparse, finite_sums):
+for family in (optimizers, adaptive, layerwise, orthogonal, signs, averaging, sparse, finite_sums):
     __all__ += family.__all__

@@ -38,6 +38,13 @@ def non_negative(name: str, value: Any) -> float:
     return x
 
 
+def positive(name: str, value: Any) -> float:
+    x = number(name, value)
+    if not (math.isfinite(x) and x > 0):
+        raise ValueError(f"{name} must be above 0 and finite, got {x}")
+    return x
+
+
 def integer(name: str, value: Any, minimum: int, maximum: int = MAX_INTEGER) -> int:
     if type(value) is not int and not _is_a(numbers.Integral, value):
         raise TypeError(f"{name} must be a whole number, got {value!r}")

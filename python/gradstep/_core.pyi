@@ -25,6 +25,7 @@ __all__: list[str] = [
     "get_num_threads",
     "isa_levels",
     "log",
+    "norm",
     "openmp",
     "power",
     "rules",
@@ -151,11 +152,13 @@ class Plan:
         ]
         | None = None,
         second_grads: typing.Any | None = None,
+        acquired: bool = False,
     ) -> tuple[float, bool, bool] | None:
         """
         Update everything once, or raise and change nothing. The treatment of the gradients is
         (grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,
         hyper-parameters, weight_decay, maximize, row), those of the step before by default.
+        `acquired` says that the caller has called acquire().
         Where clip_norm or skip_nonfinite had the gradients measured, return their norm, whether it
         was clipped, and whether the step was skipped.
         """
@@ -305,6 +308,11 @@ def isa_levels() -> dict[str, bool]:
     """
 
 def log(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> typing.Any: ...
+def norm(array: typing.Any) -> float:
+    """
+    The L2 norm over an array, summed in the order in which clipping does it.
+    """
+
 def power(
     base: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     exponent: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],

@@ -1,6 +1,7 @@
 """One short class per rule of the textbooks, in the order of `cpp/src/rules/textbook.hpp`.
 
-`adaptive`, `signs`, `averaging`, `sparse` and `finite_sums` have the other families.
+`adaptive`, `layerwise`, `orthogonal`, `signs`, `averaging`, `sparse` and `finite_sums` have the
+other families.
 
 The base class owns the parameters, the states and the step count, and knows no rule. A class names
 its native rules (variants of one equation, each a struct in C++), picks one, and hands over the
@@ -51,6 +52,10 @@ Array = NDArray[Any]
 Arrays = Any
 #: The steps so far, the hyper-parameters in the rule's order, weight decay, maximize, the row.
 Scalars = tuple[int, list[float], float, bool, int]
+#: What a step does to the gradients: `grad_scale`, `clip_norm`, `clip_value` and `zero_grad`.
+Treatment = tuple[float, float | None, float | None, bool]
+#: What `StepResult` holds.
+Report = tuple[float, bool, bool]
 #: A learning rate, or a function of the step (from 0) that gives one.
 LearningRate = float | Callable[[int], float]
 
@@ -284,7 +289,7 @@ class Optimizer:
             check.flag("zero_grad", zero_grad),
         )
         arrays = self._structure.arrays(grads, "grads")
-        report = self._plan.step(arrays, treatment, scalars, second_grads)
+        report = self._run(arrays, treatment, scalars, second_grads)
         return None if report is None else StepResult(*report)
 
     def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
@@ -298,6 +303,16 @@ class Optimizer:
             The hyper-parameters that are known only now, and the numbers after the step.
         """
         raise NotImplementedError
+
+    def _run(
+        self,
+        grads: Sequence[Any],
+        treatment: Treatment,
+        scalars: Scalars,
+        second_grads: Sequence[Array] | None,
+    ) -> Report | None:
+        """Carry a step out, or raise and change nothing."""
+        return self._plan.step(grads, treatment, scalars, second_grads)
 
     def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
         """What the native step takes beside arrays.

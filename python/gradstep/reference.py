@@ -346,6 +346,40 @@ def adafactor(
     w[...] = (1 - lr * weight_decay) * w - step * direction
 
 
+def muon_direction(
+    w: Array, g: Array, m: Array, *, t: int, lr: float, momentum: float, nesterov: float
+) -> None:
+    mean = m + (1 - momentum) * (g - m)
+    w[...] = g + momentum * (mean - g) if nesterov else mean
+
+
+def orthogonalized(
+    u: Array, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Array:
+    """What `Muon` does between its two rules, before the factor of the shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep import reference
+        >>> x = reference.orthogonalized(np.array([[3.0, 4.0]]), (1.5, -0.5, 0.0), 9, 1e-7)
+        >>> x.round(6)
+        array([[0.6, 0.8]])
+    """
+    a, b, c = coefficients
+    wide = u.shape[0] <= u.shape[1]
+    x: Array = (u / np.float64(max(grad_norm([u]), eps))).astype(u.dtype)
+    for _ in range(steps):
+        gram = x @ x.T if wide else x.T @ x
+        factor = b * gram + c * (gram @ gram)
+        x = a * x + (factor @ x if wide else x @ factor)
+    return x
+
+
+def muon(w: Array, g: Array, m: Array, o: Array, *, t: int, lr: float, momentum: float) -> None:
+    m += (1 - momentum) * (g - m)
+    w -= lr * o
+
+
 def rprop(
     w: Array, g: Array, prev: Array, step_size: Array, *, t: int, lr: float,
     etaminus: float, etaplus: float, step_min: float, step_max: float,
@@ -445,8 +479,8 @@ def svrg(w: Array, g: Array, snapshot_grad: Array, mu: Array, *, t: int, lr: flo
 
 
 #: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too,
-#: those that are given the decay in DECAY_IN_RULE, and those whose last states are gradients in
-#: GRADIENTS, with the number of them.
+#: those that are given the decay in DECAY_IN_RULE, and those whose last states are gradients, or
+#: made of them, in GRADIENTS, with the number of them. What is made of them is taken AS_IT_IS.
 RULES: Mapping[str, Callable[..., None]] = {
     "sgd": sgd,
     "sgd_momentum": sgd_momentum,
@@ -479,6 +513,8 @@ RULES: Mapping[str, Callable[..., None]] = {
     "lars": lars,
     "lamb": lamb,
     "adafactor": adafactor,
+    "muon_direction": muon_direction,
+    "muon": muon,
     "rprop": rprop,
     "lion": lion,
     "asgd": asgd,
@@ -495,11 +531,12 @@ RULES: Mapping[str, Callable[..., None]] = {
 DECOUPLED = frozenset(
     {
         "adamw", "adamw_amsgrad", "nadam_decoupled", "radam_decoupled", "adabelief", "ademamix",
-        "adopt_decoupled", "lion", "sag", "saga", "saga_l1", "svrg",
+        "adopt_decoupled", "muon_direction", "muon", "lion", "sag", "saga", "saga_l1", "svrg",
     }
 )  # fmt: skip
 DECAY_IN_RULE = frozenset({"lars", "lamb", "adafactor", "schedule_free_adamw"})
-GRADIENTS: Mapping[str, int] = {"svrg": 2}
+GRADIENTS: Mapping[str, int] = {"svrg": 2, "muon_direction": 1, "muon": 1}
+AS_IT_IS = frozenset({"muon_direction", "muon"})
 
 
 def step(
@@ -542,7 +579,7 @@ def step(
             return g
 
         g = scaled(g)
-        own = len(states) - GRADIENTS.get(rule, 0)
+        own = len(states) - (0 if rule in AS_IT_IS else GRADIENTS.get(rule, 0))
         states = [*states[:own], *map(scaled, states[own:])]
         if clip_value < math.inf:
             g = clipped(g, g.dtype.type(clip_value))
@@ -721,6 +758,7 @@ class Plan:
         treatment: tuple[float, float | None, float | None, bool] | None = None,
         scalars: tuple[int, Sequence[float], float, bool, int] | None = None,
         second_grads: Sequence[Array] | None = None,
+        acquired: bool = False,
     ) -> tuple[float, bool, bool] | None:
         if scalars is not None:
             _, hyper, weight_decay, maximize, self.row = scalars

@@ -102,7 +102,7 @@ def max_stable_lr(
     asked = inspect.signature(cls).parameters
     indifferent = {name: value for name, value in INDIFFERENT.items() if name in asked}
     # The class knows its defaults and ranges. No element, so that a window takes no memory.
-    opt = cls(np.zeros(0), lr=0.0, **{**indifferent, **options})
+    opt = cls(np.zeros((0, 0)), lr=0.0, **{**indifferent, **options})
     if opt.rule not in BOUNDS:
         raise ValueError(
             f"no largest stable learning rate is known for {cls.__name__}: rules that divide by "

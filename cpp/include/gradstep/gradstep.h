@@ -58,8 +58,9 @@ const char* gradstep_rule_name(const gradstep_rule* rule);
 const char* gradstep_hyper_name(const gradstep_rule* rule, int32_t i);
 const char* gradstep_hyper_range(const gradstep_rule* rule, int32_t i);
 
-/* The states in their order; null beyond the last. All begin as zeros, but those that are gradients: these come with
- * each step, and are only read. No array is a matrix here: adafactor has the second moment of each in full. */
+/* The states in their order; null beyond the last. All begin as zeros, but those that are gradients, or made of them:
+ * these come with each step, and are only read. No array is a matrix here: adafactor has the second moment of each in
+ * full. */
 const char* gradstep_state_name(const gradstep_rule* rule, int32_t i);
 int32_t gradstep_state_is_gradient(const gradstep_rule* rule, int32_t i);
 

@@ -29,7 +29,7 @@ struct LARS {
       with_trust({"lars",
                   {{"lr", Range::non_negative}, {"momentum", Range::below_one}, {"trust_coefficient", Range::positive}},
                   {"v"}},
-                 2);
+                 7);
 
   double lr, trust_coefficient, weight_decay;
   T momentum, decay, rate;
