@@ -36,7 +36,7 @@ GRADSTEP_NOINLINE void take_factors(const Constants& constants, const Buffers& b
                                     const double* row_sums, std::int64_t tiles_across, double* column_sums,
                                     std::int64_t tiles_down, void* row_factors) noexcept {
   const Rule rule = unfold<Rule, T>(constants).rule;
-  const auto [rows, columns] = buffers.matrices;
+  const std::int64_t rows = buffers.matrices.rows, columns = buffers.matrices.columns;
   T* const row_var = static_cast<T*>(buffers.states[Rule::spec.row_factor]) + matrix * rows;
   T* const column_var = static_cast<T*>(buffers.states[Rule::spec.row_factor + 1]) + matrix * columns;
   T* const factors = static_cast<T*>(row_factors) + matrix * rows;
@@ -60,7 +60,7 @@ GRADSTEP_NOINLINE void take_factors(const Constants& constants, const Buffers& b
 // Calls work(place, size, row_factor, column_factors) for each piece of a row between two places of an array.
 template <class Rule, class T, class Work>
 GRADSTEP_INLINE void along_rows(const Buffers& buffers, std::int64_t begin, std::int64_t end, const Work& work) {
-  const auto [rows, columns] = buffers.matrices;
+  const std::int64_t rows = buffers.matrices.rows, columns = buffers.matrices.columns;
   const T* const row_factors = static_cast<const T*>(buffers.row_factors);
   const T* const column_var = static_cast<const T*>(buffers.states[Rule::spec.row_factor + 1]);
   std::int64_t row = begin / columns, column = begin % columns;
