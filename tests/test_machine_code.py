@@ -87,7 +87,7 @@ def test_each_kernel_is_there():
 @pytest.mark.parametrize("level", REGISTER)
 def test_each_kernel_is_vectorised(level):
     for (where, name, struct, dtype), code in kernels().items():
-        if where != level:
+        if where != level or name == "take_factors":  # once per row and column, not per element
             continue
         wide = {
             mnemonic
