@@ -48,9 +48,8 @@ def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
     """The defaults in a class's signature, with `betas` and pairs of `eps` taken apart."""
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    for names in "betas", "eps":
+    for names, name in ("betas", "beta"), ("eps", "eps"):
         if isinstance(defaults.get(names), tuple):
-            name = names.removesuffix("s") if names == "betas" else names
             parts = enumerate(defaults.pop(names), 1)
             defaults |= {f"{name}{i}": 0.0 if part is None else part for i, part in parts}
     return defaults
