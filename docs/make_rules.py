@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from gradstep.functional import CORE_RULES
-from gradstep.optimizers import CLASSES, Optimizer
+from gradstep.optimizers import CLASSES, Optimizer, Options
 
 PAGE = Path(__file__).with_name("rules.md")
 #: Where else the rule is found, in libraries that are widely used.
@@ -46,7 +46,8 @@ INTRODUCTION = """\
 
 Made from the docstrings by `docs/make_rules.py`. In every formula `w` is the parameter, `g` the
 gradient, `t` the step from 1. All rules take `lr` and `maximize`, float32 and float64, and all but
-the sparse ones `weight_decay`. Where a class has several forms, the bytes are those of each: what a
+the sparse ones `weight_decay`. Those without norms, factors, tables, rows or second gradients take
+bfloat16 and float16 too. Where a class has several forms, the bytes are those of each: what a
 step reads and writes, which is what limits it beyond the caches. Those of `Muon` are its two
 passes, before and after the matrix products.
 
@@ -56,7 +57,7 @@ passes, before and after the matrix products.
 #: In the order of the native rules.
 ORDER = sorted(CLASSES, key=lambda cls: list(CORE_RULES).index(cls.rules[0]))
 #: Arguments that every class takes.
-COMMON = {"params", "lr", "weight_decay", "maximize", "skip_nonfinite", "flush_denormals"}
+COMMON = {"params", "lr", "weight_decay", *Options.__annotations__}
 
 
 def traffic_of(cls: type[Optimizer]) -> str:

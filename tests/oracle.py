@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import _checks as check
 from gradstep import _core, reference
 
 RULES = {rule.name: rule for rule in _core.rules()}
@@ -150,7 +151,7 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, message: str = ""
     assert actual.shape == expected.shape, message
 
     def bits(x: np.ndarray) -> np.ndarray:
-        if x.dtype.kind != "f":
+        if not check.is_float(x.dtype):
             return x
         return np.where(np.isnan(x), x.dtype.type(np.nan), x).view(f"u{x.itemsize}")
 

@@ -166,7 +166,11 @@ REFUSED = [
     (lambda: [1.0, 2.0], TypeError, "[1] must be a numpy.ndarray, or expose a CPU buffer or"),
     (lambda: 3.0, TypeError, "got float"),
     (lambda: np.float64(3.0), TypeError, "got float64"),
-    (lambda: b"12345678", TypeError, "[1] must have dtype float32 or float64, got uint8"),
+    (
+        lambda: b"12345678",
+        TypeError,
+        "[1] must have dtype float32, float64",
+    ),
     (lambda: array.array("i", [1, 2, 3, 4]), TypeError, "got int32"),
     (
         lambda: memoryview(np.ones(8))[::2],
@@ -179,14 +183,12 @@ REFUSED = [
         ValueError,
         "[1] must lie in the memory of the CPU, got DLPack's device (2, 0)",
     ),
-    (lambda: Exporter([1, 2, 3, 4]), TypeError, "must have dtype float32 or float64, got int64"),
+    (lambda: Exporter([1, 2, 3, 4]), TypeError, "bfloat16 or float16, got int64"),
 ]
 if torch is not None:
     REFUSED += [
         (lambda: torch.ones(4, device="meta"), TypeError, "[1] must expose its memory, float32 or"),
         (lambda: torch.ones(4).to_sparse(), TypeError, "layout other than torch.strided"),
-        (lambda: torch.ones(4, dtype=torch.bfloat16), TypeError,
-         "on the CPU, got Tensor of dtype torch.bfloat16: "),
         (lambda: torch.ones(2, 2).t(), ValueError, "[1] must be C-contiguous, got shape (2, 2)"),
         (lambda: torch.ones(4, dtype=torch.int32), TypeError, "got int32"),
         (lambda: torch._neg_view(torch.ones(4)), ValueError, "[1] is a negated view"),
@@ -213,6 +215,15 @@ def test_what_is_no_gradient_is_refused_by_name(make, error, message):
         opt.step([np.ones(4), thing])
     assert opt.t == 0
     assert_same_bits(w[0], np.ones(4))
+
+
+@pytest.mark.skipif(torch is None, reason="PyTorch is not installed")
+def test_what_numpy_has_no_dtype_for_is_a_gradient_alone():
+    with pytest.raises(TypeError, match=r"got Tensor of dtype torch\.bfloat16: "):
+        gs.Adam(torch.ones(4, dtype=torch.bfloat16))
+    w = np.ones(4)
+    gs.SGD(w, lr=1.0).step(torch.ones(4, dtype=torch.bfloat16))
+    assert_same_bits(w, np.zeros(4))
 
 
 def test_memory_is_held_as_long_as_the_optimizer_lives():
@@ -290,7 +301,10 @@ class TestTorch:
     def test_wrong_shapes_and_dtypes_by_name(self):
         opt = gs.SGD({"w": np.zeros(3, np.float32)})
         for g, message in [
-            (torch.ones(3, dtype=torch.float64), "grads['w'] must have the dtype of params['w']"),
+            (
+                torch.ones(3, dtype=torch.float64),
+                "grads['w'] must not be wider than",
+            ),
             (torch.ones(3, 1), "grads['w'] must have the shape of params['w'], (3,), got (3, 1)"),
         ]:
             with pytest.raises((TypeError, ValueError), match=re.escape(message)):

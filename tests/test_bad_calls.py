@@ -39,8 +39,8 @@ class Same:
 whole = np.ones(6)
 
 BAD_PARAMS = [
-    (np.ones(3, int), TypeError, "params must have dtype float32 or float64, got int64"),
-    (np.ones(3, np.float16), TypeError, "params must have dtype float32 or float64, got float16"),
+    (np.ones(3, int), TypeError, "bfloat16 or float16, got int64"),
+    (np.ones(3, np.longdouble), TypeError, "bfloat16 or float16, got"),
     (np.ones(3, complex), TypeError, "got complex128"),
     (np.ones(3, object), TypeError, "got object"),
     (
@@ -161,8 +161,8 @@ def test_hyperparameters_that_float32_cannot_hold():
 w0, b0 = np.ones((2, 3)), np.ones(4)
 
 BAD_GRADS = [
-    ({"w": w0.astype("f"), "b": b0}, TypeError, "grads['w'] must have the dtype of params['w']"),
-    ({"w": w0.astype(int), "b": b0}, TypeError, "grads['w'] must have dtype float32 or float64"),
+    ({"w": w0.astype(int), "b": b0}, TypeError, "grads['w'] must have dtype float32, float64"),
+    ({"w": w0.astype("g"), "b": b0}, TypeError, "grads['w'] must have dtype float32, float64"),
     ({"w": w0.astype(">f8"), "b": b0}, TypeError, "grads['w'] must have the byte order"),
     ({"w": np.ones((3, 2)), "b": b0}, ValueError, "shape of params['w'], (2, 3), got (3, 2)"),
     ({"w": np.ones(6), "b": b0}, ValueError, "shape of params['w'], (2, 3), got (6,)"),

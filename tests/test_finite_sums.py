@@ -488,7 +488,11 @@ BAD_TABLES = [
     (np.zeros((3, 3)), ValueError, "table must have the shape (rows, *params.shape), (4, 3), got"),
     (np.zeros(3), ValueError, "(4, 3), got (3,)"),
     (np.zeros((4, 3), np.float32), TypeError, "table must have the dtype of params, float64, got"),
-    (np.zeros((4, 3), int), TypeError, "table must have dtype float32 or float64, got int64"),
+    (
+        np.zeros((4, 3), int),
+        TypeError,
+        "table must have dtype float32, float64",
+    ),
     (np.zeros((3, 4)).T, ValueError, "table must be C-contiguous, got shape (4, 3)"),
     (np.broadcast_to(w0, (4, 3)), ValueError, "table must be C-contiguous"),
     (np.frombuffer(bytes(96)).reshape(4, 3), ValueError, "table is read-only, so it cannot be"),
@@ -838,7 +842,11 @@ g3 = np.ones(3)
 BAD_SECONDS = [
     (np.ones(4), ValueError, "snapshot_grads must have the shape of params, (3,), got (4,)"),
     (np.ones(3, np.float32), TypeError, "snapshot_grads must have the dtype of params, float64"),
-    (np.ones(3, int), TypeError, "snapshot_grads must have dtype float32 or float64, got int64"),
+    (
+        np.ones(3, int),
+        TypeError,
+        "snapshot_grads must have dtype float32, float64",
+    ),
     (np.ones(6)[::2], ValueError, "snapshot_grads must be C-contiguous"),
     (np.ma.ones(3), TypeError, "snapshot_grads must be a numpy.ndarray, got a masked array"),
     (

@@ -400,8 +400,15 @@ def test_bad_step_options(options, error, message):
 def test_options_of_every_class(cls):
     """Each takes them, shows them in its signature, checks them, and prints those that are set."""
     parameters = inspect.signature(cls).parameters
-    for name in Options.__annotations__:
-        assert parameters[name].default is False
+    defaults = {name: parameters[name].default for name in Options.__annotations__}
+    flags = [name for name, default in defaults.items() if default is False]
+    assert defaults == {
+        **dict.fromkeys(("maximize", "skip_nonfinite", "flush_denormals"), False),
+        "state_dtype": None,
+        "rounding": "stochastic",
+        "rounding_seed": 0,
+    }
+    for name in flags:
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):
             make(cls, np.ones((1, 3)), **{name: 1})
         assert f"{name}=True" in repr(make(cls, np.ones((1, 3)), **{name: True}))
@@ -676,8 +683,16 @@ def test_flatten_keeps_the_structure(tree):
             TypeError,
             f"arrays[1] {NO_ARRAY}float",
         ),
-        (np.ones(3, int), TypeError, "arrays must have dtype float32 or float64, got int64"),
-        (np.ones(3, ">f4"), TypeError, "arrays must have dtype float32 or float64, got >f4"),
+        (
+            np.ones(3, int),
+            TypeError,
+            "float64, float32, bfloat16, float16, got int64",
+        ),
+        (
+            np.ones(3, ">f4"),
+            TypeError,
+            "float64, float32, bfloat16, float16, got >f4",
+        ),
         ([], ValueError, "arrays is empty"),
         ([w0, w0], ValueError, "arrays[1] is there twice, and an arena would part the two"),
         (3, TypeError, "or be a list, tuple or dict of such arrays, got int"),

@@ -350,7 +350,7 @@ BAD_GRADS = [
     ((np.array([0, 1, -1], np.int32), three), ValueError, "below 4, got -1 at position 2"),
     ((np.array([0, 2**40, 0]), three), ValueError, "got 1099511627776 at position 1"),
     ((good, three.astype("f")), TypeError, "rows of grads must have the dtype of params, float64"),
-    ((good, three.astype(int)), TypeError, "rows of grads must have dtype float32 or float64"),
+    ((good, three.astype(int)), TypeError, "rows of grads must have dtype float32, float64"),
     ((good, three[:2]), ValueError, "row of params for each index, shape (3, 2), got (2, 2)"),
     ((good, np.ones(3)), ValueError, "row of params for each index, shape (3, 2), got (3,)"),
     ((good, np.ones((3, 3))), ValueError, "shape (3, 2), got (3, 3)"),

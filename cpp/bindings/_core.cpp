@@ -65,6 +65,23 @@ const PyObject* shared_dtype() {
   return dtype;
 }
 
+// The same for each storage that a dtype stands for. NumPy knows bfloat16 where ml_dtypes has told it.
+std::optional<Storage> storage_of(const py::dtype& dtype) {
+  if (dtype.num() == py::dtype::num_of<float>()) return Storage::float32;
+  if (dtype.num() == py::dtype::num_of<double>()) return Storage::float64;
+  constexpr int half = 23;  // NumPy's number of it
+  if (dtype.num() == half) return Storage::float16;
+  if (dtype.kind() == 'V' && dtype.itemsize() == 2 && text(dtype) == "bfloat16") return Storage::bfloat16;
+  return std::nullopt;
+}
+
+// Quicker, for the dtype objects that arrays share.
+std::optional<Storage> storage_of(const PyObject* dtype) {
+  if (dtype == shared_dtype<float>()) return Storage::float32;
+  if (dtype == shared_dtype<double>()) return Storage::float64;
+  return std::nullopt;
+}
+
 constexpr int readable = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 
 void check_no_mask(const py::array& array, const Label& label) {
@@ -92,11 +109,11 @@ Memory check_memory(const py::handle& object, const Label& label) {
   // The quick way, which nearly every array goes at every step, asks what the slow way asks, and has no messages.
   if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) {
     const auto* array = py::detail::array_proxy(object.ptr());
-    const bool single_precision = array->descr == shared_dtype<float>();
-    if ((array->flags & readable) == readable && (single_precision || array->descr == shared_dtype<double>())) {
+    const auto storage = storage_of(array->descr);
+    if (storage && (array->flags & readable) == readable) {
       std::int64_t size = 1;
       for (int i = 0; i < array->nd; ++i) size *= array->dimensions[i];
-      return {reinterpret_cast<std::uintptr_t>(array->data), size, single_precision};
+      return {reinterpret_cast<std::uintptr_t>(array->data), size, *storage};
     }
   }
   if (!py::isinstance<py::array>(object))
@@ -104,11 +121,11 @@ Memory check_memory(const py::handle& object, const Label& label) {
   const auto array = py::reinterpret_borrow<py::array>(object);
   check_no_mask(array, label);
   const py::dtype dtype = array.dtype();
-  const bool single_precision = dtype.num() == py::dtype::num_of<float>();
-  if (!single_precision && dtype.num() != py::dtype::num_of<double>())
-    throw py::type_error(label + " must have dtype float32 or float64, got " + text(dtype));
+  const auto storage = storage_of(dtype);
+  if (!storage)
+    throw py::type_error(label + " must have dtype float32, float64, bfloat16 or float16, got " + text(dtype));
   check_layout(array, label);
-  return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), single_precision};
+  return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), *storage};
 }
 
 Memory check_writeable_memory(const py::handle& object, const Label& label) {
@@ -118,18 +135,45 @@ Memory check_writeable_memory(const py::handle& object, const Label& label) {
   return memory;
 }
 
+const char* name_of(Storage storage) {
+  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};
+  return names[static_cast<int>(storage)];
+}
+
+// The arithmetic beside a parameter.
+Storage arithmetic_of(const Memory& param) {
+  return param.storage == Storage::float64 ? Storage::float64 : Storage::float32;
+}
+
+bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
+
 void check_same_dtype(const Memory& memory, const Label& label, const Memory& param, const Label& param_label) {
-  const auto name = [](const Memory& m) { return std::string(m.single_precision ? "float32" : "float64"); };
-  if (memory.single_precision != param.single_precision)
-    throw py::type_error(label + " must have the dtype of " + param_label + ", " + name(param) + ", got " +
-                         name(memory) + "; nothing is converted silently");
+  if (memory.storage != param.storage)
+    throw py::type_error(label + " must have the dtype of " + param_label + ", " + name_of(param.storage) + ", got " +
+                         name_of(memory.storage) + "; nothing is converted silently");
+}
+
+// A gradient is only read, so it may have fewer bits than the arithmetic.
+void check_gradient_dtype(const Memory& grad, const Label& label, const Memory& param, const Label& param_label) {
+  if (grad.storage == Storage::float64 && arithmetic_of(param) != Storage::float64)
+    throw py::type_error(label + " must not be wider than the arithmetic of " + param_label + ", which is " +
+                         name_of(param.storage) + ", got float64; nothing is converted silently");
+}
+
+// What is written to loses bits where the arithmetic has more.
+void check_state_dtype(const Memory& state, const Label& label, const Memory& param, const Label& param_label) {
+  const bool fits =
+      arithmetic_of(param) == Storage::float64 ? is_wide(state.storage) : state.storage != Storage::float64;
+  if (!fits)
+    throw py::type_error(label + " cannot have dtype " + name_of(state.storage) + " beside " + param_label +
+                         ", which is " + name_of(param.storage));
 }
 
 // The same for an array of another library that can be looked at quickly; nothing where the checks above must say why.
 std::optional<Memory> quick_memory(const dlpack::Tensor& tensor) {
-  const bool single_precision = tensor.dtype.bits == 32;
-  if (!holds(tensor, single_precision ? 32 : 64) || !is_contiguous(tensor)) return std::nullopt;
-  return Memory{address(tensor), element_count(tensor), single_precision};
+  const auto storage = gradstep::storage_of(tensor);
+  if (!storage || !is_contiguous(tensor)) return std::nullopt;
+  return Memory{address(tensor), element_count(tensor), *storage};
 }
 
 bool same_shape(const py::array& a, const py::array& b, py::ssize_t leading = 0) {
@@ -184,7 +228,8 @@ RowIndices check_indices(const py::object& object, const Label& label) {
 
 // What claims compare: elements of 4 or 8 bytes.
 Memory memory_of(const RowIndices& indices) {
-  return {reinterpret_cast<std::uintptr_t>(indices.data), indices.count, !indices.wide};
+  return {reinterpret_cast<std::uintptr_t>(indices.data), indices.count,
+          indices.wide ? Storage::float64 : Storage::float32};
 }
 
 void check_row_shape(const py::array& rows, const Label& label, std::int64_t count, const py::array& param,
@@ -232,7 +277,7 @@ class Target {
     std::copy(array_.shape(), array_.shape() + here, first_);
     rest_.assign(array_.shape() + here, array_.shape() + count_);
     const PyObject* dtype = py::detail::array_proxy(array_.ptr())->descr;
-    if (dtype == shared_dtype<float>() || dtype == shared_dtype<double>()) dtype_ = dtype;
+    if (storage_of(dtype)) dtype_ = dtype;
   }
 
   const py::array& array() const { return array_; }
@@ -249,10 +294,8 @@ class Target {
            (array->flags & flags) == flags && same_shape(array->nd, array->dimensions);
   }
 
-  // Whether an array of another library has this shape and type.
-  bool resembles(const dlpack::Tensor& tensor, const Memory& its) const {
-    return its.single_precision == memory.single_precision && same_shape(tensor.ndim, tensor.shape);
-  }
+  // Whether an array of another library has this shape.
+  bool has_shape_of(const dlpack::Tensor& tensor) const { return same_shape(tensor.ndim, tensor.shape); }
 
   // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
   void check_unchanged(const Label& label) const {
@@ -330,22 +373,32 @@ class Plan {
     for (std::size_t i = 0; i < params.size(); ++i) {
       Slot slot{Target(params[i], label(0, i)), 0, {}, {}};
       const Memory& param = slot.param.memory;
+      const Storage arithmetic = arithmetic_of(param);
+      const bool single_precision = arithmetic == Storage::float32;
+      if (!takes_any_storage() && !is_wide(param.storage))
+        throw py::type_error(label(0, i) + " must have dtype float32 or float64 for " + rule + ", got " +
+                             name_of(param.storage));
+      slot.stored.param = param.storage;
+      slot.is_stored = param.storage != arithmetic;
       if (by_rows && slot.param.array().ndim() == 0)
         throw py::value_error(label(0, i) + " must have rows, along its first axis, got shape ()");
       Job job{nullptr,
-              param.single_precision ? &float32_ : &float64_,
+              single_precision ? &float32_ : &float64_,
               {param.data(), nullptr, {}},
               param.size,
-              param.item_size()};
+              storage_bytes[static_cast<int>(arithmetic)]};
       job.buffers.matrices = matrices_of(spec, slot.param.array());
-      (param.single_precision ? single_precision_ : double_precision_) = true;
+      (single_precision ? single_precision_ : double_precision_) = true;
       size_ += param.size;
       claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < states.size(); ++k) {
         if (arrives_ && static_cast<int>(k) == spec.second_gradient) continue;
         const bool read_only = k < state_names && is_gradient(spec, static_cast<int>(k));
         Target state(states[k].at(i), label(2 + k, i), !read_only);
-        check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
+        if (takes_any_storage())
+          check_state_dtype(state.memory, label(2 + k, i), param, label(0, i));
+        else
+          check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
         if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
             state.array().shape(0) > 0)
           slot.rows = state.array().shape(0);
@@ -354,7 +407,11 @@ class Plan {
         else
           check_state_shape(state.array(), label(2 + k, i), spec, static_cast<int>(k), slot.param.array());
         claims_.add(state.memory, label(2 + k, i));
-        if (k < state_names) job.buffers.states[k] = state.memory.data();
+        if (k < state_names) {
+          job.buffers.states[k] = state.memory.data();
+          slot.stored.states[k] = state.memory.storage;
+          slot.is_stored |= state.memory.storage != arithmetic;
+        }
         states_.push_back({std::move(state), 2 + k, i});
         if (static_cast<int>(k) == spec.row_state) slot.table = states_.back().target.memory.data();
       }
@@ -418,7 +475,7 @@ class Plan {
     const Arrays second_held = arrives_ ? check_second_grads(*second_grads) : Arrays{};
     if (arrives_ && treatment.zero_grad) check_second_apart();
     check();
-    prepare_jobs(entry);
+    prepare_jobs(entry, treatment.zero_grad);
     Step step = next_;
     step.t = t_ + 1;
     step.fresh_row = marks_ && !marks_[row_];
@@ -483,6 +540,12 @@ class Plan {
   }
   void release() { busy_ = false; }
 
+  // How what is written becomes bfloat16 or float16, from the next step on.
+  void set_rounding(bool stochastic, std::uint64_t seed) {
+    stochastic_ = stochastic;
+    seed_ = seed;
+  }
+
   std::int64_t t() const { return t_; }
 
   void set_t(std::int64_t t) {
@@ -497,6 +560,8 @@ class Plan {
     Memory grad, second;    // the last ones that were found to fit
     char* table = nullptr;  // that state
     RowIndices indices{};   // of the rows that the gradient has
+    Stored stored{};
+    bool is_stored = false;  // whether the parameter or a state is held in other bits than the arithmetic's
   };
 
   struct State {
@@ -533,17 +598,27 @@ class Plan {
   Label indices_label(std::size_t i) const { return {indices_noun_, suffixes_[i]}; }
 
   // Brings the jobs up to date. What is the same stays unwritten: other threads have it in their caches.
-  void prepare_jobs(const Entry& entry) {
+  void prepare_jobs(const Entry& entry, bool zero_grad = false) {
     const auto assign = [](auto& place, auto value) {
       if (place != value) place = value;
     };
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      const Slot& slot = slots_[i];
+      Slot& slot = slots_[i];
       Job& job = jobs_[i];
-      assign(job.kernel, slot.param.memory.single_precision ? &entry.float32 : &entry.float64);
+      const bool single_precision = job.constants == &float32_;
+      assign(job.kernel, single_precision ? &entry.float32 : &entry.float64);
       assign(job.buffers.grad, static_cast<void*>(slot.grad.data()));
       if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row_ * job.size * job.item_size;
       if (arrives_) assign(job.buffers.states[entry.spec.second_gradient], static_cast<void*>(slot.second.data()));
+      const bool is_stored = slot.is_stored || slot.grad.storage != arithmetic_of(slot.param.memory);
+      assign(job.stored, is_stored ? &slot.stored : nullptr);
+      if (!is_stored) continue;
+      const Table& table = active_level().table();
+      slot.stored.grad = slot.grad.storage;
+      slot.stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
+      slot.stored.stochastic = stochastic_;
+      slot.stored.zero_grad = zero_grad;
+      slot.stored.chance = chance_of(seed_, t_ + 1, static_cast<std::int64_t>(i));
     }
   }
 
@@ -561,6 +636,13 @@ class Plan {
     std::vector<Job> jobs = jobs_;
     for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].buffers.grad = slots_[i].second.data();
     return jobs;
+  }
+
+  bool takes_any_storage() const { return !by_rows_ && gradstep::takes_any_storage(spec()); }
+
+  bool gradient_fits(const Memory& grad, const Memory& param) const {
+    return grad.storage == param.storage ||
+           (takes_any_storage() && (grad.storage != Storage::float64 || arithmetic_of(param) == Storage::float64));
   }
 
   std::size_t second_noun() const { return 2 + static_cast<std::size_t>(spec().second_gradient); }
@@ -583,12 +665,14 @@ class Plan {
     Slot& slot = slots_[i];
     // What was checked before, and lay apart, does so now.
     const int flags = readable | (zero_grad ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0);
-    if (slot.param.resembles(grad, (slot.*known).begin, flags)) return;
+    if ((slot.*known).storage == slot.param.memory.storage && slot.param.resembles(grad, (slot.*known).begin, flags))
+      return;
     dlpack::Tensor tensor;
     // What is written to goes by a way that knows what is read-only.
     if (!zero_grad && !py::isinstance<py::array>(grad) && look(grad.ptr(), tensor)) {
       const std::optional<Memory> memory = quick_memory(tensor);
-      if (memory && slot.param.resembles(tensor, *memory) && !(memory->size == 1 && is_negated(grad)))
+      if (memory && gradient_fits(*memory, slot.param.memory) && slot.param.has_shape_of(tensor) &&
+          !((memory->size == 1 || memory->storage != slot.param.memory.storage) && is_negated(grad)))
         return found_to_fit(*memory, name, slot.*known);
     }
     // Arithmetic on 0-d arrays gives NumPy scalars, which are read by value.
@@ -597,7 +681,10 @@ class Plan {
       grad = py::module_::import("numpy").attr("asarray")(grad);
     grad = view(grad, name);
     const Memory memory = zero_grad ? check_writeable_memory(grad, name) : check_memory(grad, name);
-    check_same_dtype(memory, name, slot.param.memory, label(0, i));
+    if (takes_any_storage())
+      check_gradient_dtype(memory, name, slot.param.memory, label(0, i));
+    else
+      check_same_dtype(memory, name, slot.param.memory, label(0, i));
     check_same_shape(py::reinterpret_borrow<py::array>(grad), name, slot.param.array(), label(0, i));
     found_to_fit(memory, name, slot.*known);
   }
@@ -685,6 +772,8 @@ class Plan {
   Claims<> claims_;
   bool skip_nonfinite_, refuse_nonfinite_;
   Denormals denormals_;
+  bool stochastic_ = false;
+  std::uint64_t seed_ = 0;
   std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
   bool* marks_ = nullptr;                   // which rows hold a gradient; null: nobody keeps account
   TableRows rows_{0, nullptr, nullptr};
@@ -716,7 +805,7 @@ void run_streams(const Arrays& written, const py::object& read) {
     const std::string suffix = "[" + std::to_string(i) + "]";
     const Label label{written_noun, suffix};
     const Memory memory = check_writeable_memory(written[i], label);
-    if (!memory.single_precision || !grad.single_precision || memory.size != grad.size)
+    if (memory.storage != Storage::float32 || grad.storage != Storage::float32 || memory.size != grad.size)
       throw py::value_error(label + " must have the size of read, and both float32");
     claims.add(memory, label);
     (i == 0 ? buffers.param : buffers.states[i - 1]) = memory.data();
@@ -735,8 +824,10 @@ double norm(const py::object& array) {
   const std::string noun = "array", no_suffix;
   const Memory memory = check_memory(array, Label{noun, no_suffix});
   Constants none{};
+  if (!is_wide(memory.storage))
+    throw py::type_error(std::string("array must have dtype float32 or float64, got ") + name_of(memory.storage));
   Job job{nullptr, &none, {nullptr, memory.data(), {}}, memory.size, memory.item_size()};
-  Constants* const float64 = memory.single_precision ? nullptr : &none;
+  Constants* const float64 = memory.storage == Storage::float32 ? nullptr : &none;
   const Batch batch{&job, 1, nullptr, float64, get_num_threads(), Denormals::keep};
   const py::gil_scoped_release release;
   return grad_norm(batch, active_level().table(), 1).value;
@@ -836,6 +927,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("streams", streams,
                              "How many arrays as large as the parameter a step reads, and writes, taken together.")
       .def_property_readonly("factors", factor_names, "The states that are factors per row and per column of matrices.")
+      .def_property_readonly("any_storage", takes_any_storage,
+                             "Whether memory may hold buffers in fewer bits than the arithmetic has.")
       .def_property_readonly(
           "has_trust", [](const Spec& spec) { return spec.has_trust; },
           "Whether each array has a factor of its own, which follows from norms over it.")
@@ -879,6 +972,8 @@ PYBIND11_MODULE(_core, m) {
            "was clipped, and whether the step was skipped.")
       .def("forget", &Plan::forget, py::arg("row"),
            "Make a row one that was never seen, and sum the others again. Return whether it was seen.")
+      .def("set_rounding", &Plan::set_rounding, py::arg("stochastic"), py::arg("seed"),
+           "Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   define_finite_sum(m);

@@ -82,7 +82,7 @@ bool is_negated_element(const dlpack::Tensor& tensor, const py::handle& object) 
 }
 
 Memory memory_of(const dlpack::Tensor& tensor) {
-  return {address(tensor), element_count(tensor), tensor.dtype.bits == 32};
+  return {address(tensor), element_count(tensor), tensor.dtype.bits == 32 ? Storage::float32 : Storage::float64};
 }
 
 // The hyper-parameters in the rule's order, weight decay and maximize.
@@ -394,8 +394,7 @@ class TensorSteps {
   // The constants of all tensors that share a group, a number of steps, a type and a past are folded once.
   void fold(const std::vector<Group>& groups, const Table& table) {
     const auto alike = [](const Slot& a, const Slot& b) {
-      return a.group == b.group && a.t == b.t && a.memory.single_precision == b.memory.single_precision &&
-             a.progress == b.progress;
+      return a.group == b.group && a.t == b.t && a.memory.storage == b.memory.storage && a.progress == b.progress;
     };
     std::vector<const Entry*> entries;
     for (const Group& group : groups) entries.push_back(&table.entries[rule_named(std::get<1>(group))]);
@@ -404,12 +403,13 @@ class TensorSteps {
     jobs_.reserve(slots_.size());
     const Slot* before = nullptr;
     for (Slot& slot : slots_) {
-      const Kernel& kernel = slot.memory.single_precision ? entries[slot.group]->float32 : entries[slot.group]->float64;
+      const Kernel& kernel =
+          slot.memory.storage == Storage::float32 ? entries[slot.group]->float32 : entries[slot.group]->float64;
       if (before && alike(*before, slot)) {
         slot.folded = before->folded;
       } else {
         const auto [place, is_new] =
-            folded_.try_emplace({slot.group, slot.t, slot.memory.single_precision, slot.progress});
+            folded_.try_emplace({slot.group, slot.t, slot.memory.storage == Storage::float32, slot.progress});
         if (is_new) fold_one(kernel, groups[slot.group], slot, place->second);
         slot.folded = &place->second;
       }

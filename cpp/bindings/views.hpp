@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
+
+#include "kernel.hpp"
 
 namespace gradstep {
 
@@ -12,7 +15,7 @@ namespace gradstep {
 namespace dlpack {
 
 constexpr std::int32_t cpu = 1;
-constexpr std::uint8_t floating_point = 2;
+constexpr std::uint8_t floating_point = 2, bfloat = 4;
 
 struct Device {
   std::int32_t type, id;
@@ -57,10 +60,18 @@ inline std::int64_t element_count(const dlpack::Tensor& tensor) {
 }
 
 /// Whether these are floating-point numbers of so many bits, in the memory of the CPU and aligned.
-inline bool holds(const dlpack::Tensor& tensor, int bits) {
-  return tensor.device.type == dlpack::cpu && tensor.dtype.code == dlpack::floating_point &&
-         tensor.dtype.bits == bits && tensor.dtype.lanes == 1 &&
-         address(tensor) % static_cast<std::uintptr_t>(bits / 8) == 0;
+inline bool holds(const dlpack::Tensor& tensor, int bits, std::uint8_t code = dlpack::floating_point) {
+  return tensor.device.type == dlpack::cpu && tensor.dtype.code == code && tensor.dtype.bits == bits &&
+         tensor.dtype.lanes == 1 && address(tensor) % static_cast<std::uintptr_t>(bits / 8) == 0;
+}
+
+/// How they are held; nothing where no step could take them.
+inline std::optional<Storage> storage_of(const dlpack::Tensor& tensor) {
+  if (holds(tensor, 32)) return Storage::float32;
+  if (holds(tensor, 64)) return Storage::float64;
+  if (holds(tensor, 16, dlpack::bfloat)) return Storage::bfloat16;
+  if (holds(tensor, 16)) return Storage::float16;
+  return std::nullopt;
 }
 
 /// Whether an object claims to have memory that can be looked at. Numbers of NumPy do not count.

@@ -120,7 +120,9 @@ struct Array {
   bool single_precision() const { return given.dtype == GRADSTEP_FLOAT32; }
   std::int64_t item_size() const { return single_precision() ? 4 : 8; }
   std::uintptr_t address(int part) const { return reinterpret_cast<std::uintptr_t>(parts[part]); }
-  Memory memory(int part) const { return {address(part), given.size, single_precision()}; }
+  Memory memory(int part) const {
+    return {address(part), given.size, single_precision() ? Storage::float32 : Storage::float64};
+  }
   std::string name() const { return "arrays[" + std::to_string(place) + "]"; }
 };
 

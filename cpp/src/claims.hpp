@@ -9,18 +9,20 @@
 #include <utility>
 #include <vector>
 
+#include "kernel.hpp"
+
 namespace gradstep {
 
 struct Memory {
   std::uintptr_t begin;
   std::int64_t size;  // elements
-  bool single_precision;
+  Storage storage;
 
-  std::int64_t item_size() const { return single_precision ? 4 : 8; }
+  std::int64_t item_size() const { return storage_bytes[static_cast<int>(storage)]; }
   std::uintptr_t end() const { return begin + static_cast<std::uintptr_t>(size * item_size()); }
   char* data() const { return reinterpret_cast<char*>(begin); }
   bool operator==(const Memory& other) const {
-    return begin == other.begin && size == other.size && single_precision == other.single_precision;
+    return begin == other.begin && size == other.size && storage == other.storage;
   }
 };
 

@@ -13,6 +13,12 @@ namespace gradstep {
 constexpr int max_hyper = 8;
 constexpr int max_states = 4;
 
+/// How memory holds the numbers of a buffer. The arithmetic of an array is float64 where its parameter is, else
+/// float32.
+enum class Storage : std::uint8_t { float64, float32, bfloat16, float16 };
+constexpr int storage_count = 4;
+constexpr std::int64_t storage_bytes[storage_count] = {8, 4, 2, 2};
+
 /// The values that a hyper-parameter may take. Infinity and NaN never belong to them.
 enum class Range { non_negative, positive, below_one, up_to_one, flag, non_positive };
 
@@ -123,6 +129,27 @@ using AddRows = void (*)(double* sums, const void* const* rows, const double* we
                          std::int64_t size) noexcept;
 constexpr int rows_at_once = 8;
 
+/// How numbers become bfloat16 or float16: the nearest one, or one of the two neighbours by chance. Two elements of an
+/// array, 2 i and 2 i + 1, share the i-th 32 bits of chance; storage.hpp makes them of two keys.
+struct Rounding {
+  bool stochastic;
+  std::uint32_t first_key, second_key;
+};
+
+/// From what memory holds to numbers as the arithmetic has them.
+using Load = void (*)(const void* memory, void* numbers, std::int64_t size) noexcept;
+
+/// And back, for elements of the array from 2 `pair` on. `buffer` is 0 for the parameter, then the place of a state:
+/// each draws bits of its own.
+using Store = void (*)(const void* numbers, void* memory, std::int64_t size, const Rounding&, std::uint32_t pair,
+                       int buffer) noexcept;
+
+/// In the order of Storage; null where the arithmetic does not go with it.
+struct Converters {
+  Load load[storage_count];
+  Store store[storage_count];
+};
+
 /// All of one level, the rules in the order of rules.hpp.
 struct Table {
   const Entry* entries;
@@ -131,6 +158,8 @@ struct Table {
   SumOfSquares float64_squares;
   AddRows float32_add_rows;
   AddRows float64_add_rows;
+  Converters float32_converters;
+  Converters float64_converters;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
   LinearKernels float32_rows[layout_count];
   LinearKernels float64_rows[layout_count];

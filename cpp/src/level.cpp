@@ -7,6 +7,7 @@
 #include "rows.hpp"
 #include "rules.hpp"
 #include "squares.hpp"
+#include "storage.hpp"
 
 #include <cfloat>
 #include <cstddef>
@@ -201,6 +202,8 @@ const Table& table_of(List<Rules...>, std::index_sequence<N...>) {
       sum_of_squares<double>,
       add_rows<float>,
       add_rows<double>,
+      float32_converters,
+      float64_converters,
       {streams_kernel<float>(std::make_index_sequence<N>())...},
       {dense_kernels<float>(), sparse_kernels<float, std::int32_t>(), sparse_kernels<float, std::int64_t>()},
       {dense_kernels<double>(), sparse_kernels<double, std::int32_t>(), sparse_kernels<double, std::int64_t>()}};

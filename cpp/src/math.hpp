@@ -38,6 +38,18 @@ GRADSTEP_INLINE T sign(T x) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+[[maybe_unused]] inline std::uint32_t bits_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+[[maybe_unused]] inline float of_bits(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 inline std::uint64_t bits_of(double x) {
   std::uint64_t bits;
   std::memcpy(&bits, &x, sizeof bits);

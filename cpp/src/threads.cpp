@@ -68,6 +68,12 @@ void sweep_from_line(const Job& job, std::int64_t begin, std::int64_t end) {
   job.kernel->sweep(*job.constants, job.buffers, middle, end);
 }
 
+// Sweeps the pieces that begin in a range of a job.
+void sweep_pieces(const Job& job, std::int64_t first, std::int64_t last) {
+  const auto up = [](std::int64_t place) { return (place + stored_piece - 1) / stored_piece * stored_piece; };
+  sweep_stored(job, up(first), std::min(up(last), job.size));
+}
+
 std::int64_t total_size(const Job* jobs, std::int64_t count) {
   std::int64_t total = 0;
   for (std::int64_t i = 0; i < count; ++i) total += jobs[i].size;
@@ -140,7 +146,10 @@ void run(const Job* jobs, std::int64_t count, int threads, Denormals denormals) 
     const FloatMode mode(denormals);
     for (const Job* job = jobs; job != jobs + count && share.end > 0; ++job) {
       const std::int64_t first = std::max<std::int64_t>(share.begin, 0), last = std::min(share.end, job->size);
-      if (first < last) sweep_from_line(*job, first, last);
+      if (job->stored)
+        sweep_pieces(*job, first, last);
+      else if (first < last)
+        sweep_from_line(*job, first, last);
       share = {share.begin - job->size, share.end - job->size};
     }
   });
@@ -157,8 +166,8 @@ void sum_blocks(const Job* jobs, std::int64_t count, int threads, Denormals deno
   for_each_block(jobs, count, threads, denormals,
                  [=, &table](const Job& job, std::int64_t begin, std::int64_t end, std::int64_t block) {
                    const SumOfSquares squares = job.item_size == 4 ? table.float32_squares : table.float64_squares;
-                   sums[block] = squares(static_cast<const char*>(job.buffers.grad) + begin * job.item_size,
-                                         end - begin, scale, range);
+                   alignas(64) char room[block_size * sizeof(double)];
+                   sums[block] = squares(gradients_of(job, begin, end - begin, room), end - begin, scale, range);
                  });
 }
 

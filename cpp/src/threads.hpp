@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "kernel.hpp"
+#include "stored.hpp"
 
 namespace gradstep {
 
@@ -20,7 +21,8 @@ struct Job {
   const Constants* constants;
   Buffers buffers;
   std::int64_t size;
-  std::int64_t item_size;  // bytes
+  std::int64_t item_size;          // bytes of a number, in the arithmetic
+  const Stored* stored = nullptr;  // null: memory holds all numbers so
 };
 
 /// What a kernel does with denormal numbers.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import numbers
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 #: float64 holds every whole number up to here.
 MAX_INTEGER = 2**53
+#: What steps take.
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+ROUNDINGS = ("stochastic", "nearest")
 
 
 def _is_a(kind: type, value: Any) -> bool:
@@ -84,6 +88,29 @@ def _several(name: str, value: Any, count: int, what: str) -> list[float]:
     return [number(f"{name}[{i}]", x) for i, x in enumerate(value)]
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether steps take arrays of this dtype."""
+    return dtype.isnative and dtype.name in FLOATS
+
+
+def float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
+    """A dtype that steps take, by name or as NumPy has it."""
+    try:
+        if value == "bfloat16":
+            value = importlib.import_module("ml_dtypes").bfloat16
+        dtype = np.dtype(value)
+    except ImportError:
+        raise ValueError(
+            f"{name} is 'bfloat16', which NumPy knows with ml_dtypes: "
+            "pip install 'gradstep[bfloat16]'"
+        ) from None
+    except TypeError:
+        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {value!r}") from None
+    if not is_float(dtype):
+        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {value!r}")
+    return dtype
+
+
 def array(name: str, value: Any) -> None:
     """An array whose elements are all that there is to it."""
     if not isinstance(value, np.ndarray):
@@ -92,10 +119,11 @@ def array(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a plain NumPy array, got {type(value).__name__}")
 
 
-def array_like(name: str, value: Any, target: NDArray[Any]) -> None:
-    """An array that can be copied over another without a conversion."""
+def array_like(name: str, value: Any, target: NDArray[Any], convert: bool = False) -> None:
+    """An array that can be copied over another, without a conversion unless that is asked for."""
     array(name, value)
-    if (value.dtype, value.shape) != (target.dtype, target.shape):
+    dtype = target.dtype if convert and is_float(value.dtype) else value.dtype
+    if (dtype, value.shape) != (target.dtype, target.shape):
         raise ValueError(
             f"{name} is {value.dtype} of shape {value.shape}, "
             f"not {target.dtype} of shape {target.shape}"

@@ -54,6 +54,11 @@ class Rule:
         The shape of a state beside a parameter of this shape. Rows are an axis more, in front.
         """
     @property
+    def any_storage(self) -> bool:
+        """
+        Whether memory may hold buffers in fewer bits than the arithmetic has.
+        """
+    @property
     def decoupled(self) -> bool:
         """
         Whether weight decay shrinks the parameter instead of joining the gradient.
@@ -133,6 +138,12 @@ class Plan:
         Make a row one that was never seen, and sum the others again. Return whether it was seen.
         """
     def release(self) -> None: ...
+    def set_rounding(
+        self, stochastic: bool, seed: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """
+        Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.
+        """
     def step(
         self,
         grads: typing.Any,

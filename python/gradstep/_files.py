@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _checks as check
+
 Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 
@@ -21,9 +23,17 @@ FORMAT = "gradstep state 1"
 
 
 def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """A file of these arrays, whose names may be any text: the archive has numbers for them."""
-    header = json.dumps({"format": FORMAT, **meta, "arrays": list(arrays)}).encode()
-    numbered: dict[str, Any] = {f"array_{i}": array for i, array in enumerate(arrays.values())}
+    """A file of these arrays, whose names may be any text: the archive has numbers for them.
+
+    NumPy's format has no name for bfloat16: those arrays are there as their bits, and named.
+    """
+    bfloat16 = [name for name, array in arrays.items() if array.dtype.name == "bfloat16"]
+    known = {"format": FORMAT, **meta, "arrays": list(arrays)}
+    header = json.dumps(known | ({"bfloat16": bfloat16} if bfloat16 else {})).encode()
+    numbered: dict[str, Any] = {
+        f"array_{i}": array.view(np.uint16) if name in bfloat16 else array
+        for i, (name, array) in enumerate(arrays.items())
+    }
     with replacing(path) as file:
         np.savez(file, meta=np.frombuffer(header, np.uint8), **numbered)
 
@@ -66,6 +76,8 @@ def read(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
                 known = meta["format"] == FORMAT
                 names = meta.pop("arrays") if known else ()
                 arrays = {name: archive[f"array_{i}"] for i, name in enumerate(names)}
+                for name in meta.pop("bfloat16", ()):
+                    arrays[name] = arrays[name].view(check.float_dtype(name, "bfloat16"))
         # A damaged archive makes zipfile and NumPy raise almost anything, OSError, RuntimeError and
         # MemoryError (of a shape that cannot be) among it.
         except Exception as error:

@@ -51,7 +51,9 @@ def zeros_at(shape: tuple[int, ...], dtype: DTypeLike, address: int, period: int
 
 
 def zeros_beside(
-    params: Sequence[Array], shapes: Sequence[Sequence[tuple[int, ...]]]
+    params: Sequence[Array],
+    shapes: Sequence[Sequence[tuple[int, ...]]],
+    dtypes: Sequence[np.dtype[Any] | None] | None = None,
 ) -> list[list[Array]]:
     """Zeros for the states of some parameters, where a sweep over them is fastest.
 
@@ -62,12 +64,15 @@ def zeros_beside(
     Args:
         params: the parameters.
         shapes: for each kind of state, the shape beside each parameter.
+        dtypes: for each kind of state, its dtype, or None for that of the parameter; None
+            (default) for that everywhere.
     """
+    dtypes = [None] * len(shapes) if dtypes is None else dtypes
     spans = []
     end = 0
-    for place, kind in enumerate(shapes, 1):
+    for place, (kind, dtype) in enumerate(zip(shapes, dtypes, strict=True), 1):
         for param, shape in zip(params, kind, strict=True):
-            size = math.prod(shape) * param.itemsize
+            size = math.prod(shape) * (dtype or param.dtype).itemsize
             large = size >= LARGE
             wanted = param.ctypes.data + large * STAGGER * place
             start = end + (wanted - end) % (ALIAS if large else LINE)
@@ -76,8 +81,11 @@ def zeros_beside(
     room = zeros_at((end,), np.uint8, 0, ALIAS)
     span = iter(spans)
     return [
-        [room[next(span)].view(p.dtype).reshape(s) for p, s in zip(params, kind, strict=True)]
-        for kind in shapes
+        [
+            room[next(span)].view(dtype or param.dtype).reshape(shape)
+            for param, shape in zip(params, kind, strict=True)
+        ]
+        for kind, dtype in zip(shapes, dtypes, strict=True)
     ]
 
 
@@ -151,8 +159,10 @@ def flatten(arrays: Any) -> Arena:
     given, leaves = structure.arrays(arrays, "arrays"), structure.views(arrays, "arrays")
     for i, (suffix, leaf) in enumerate(zip(structure.suffixes, leaves, strict=True)):
         check.array(f"arrays{suffix}", leaf)
-        if leaf.dtype not in (np.float32, np.float64):
-            raise TypeError(f"arrays{suffix} must have dtype float32 or float64, got {leaf.dtype}")
+        if not check.is_float(leaf.dtype):
+            raise TypeError(
+                f"arrays{suffix} must have dtype {', '.join(check.FLOATS)}, got {leaf.dtype}"
+            )
         if any(given[i] is other for other in given[:i]):
             raise ValueError(f"arrays{suffix} is there twice, and an arena would part the two")
         if leaf.dtype != leaves[0].dtype:

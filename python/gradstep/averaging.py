@@ -149,7 +149,7 @@ class ScheduleFree(Optimizer):
         nearness = self._hyper[self._nearness]
         share = 1 - 1 / nearness if to_mean else 1 - nearness
         for w, z in points:
-            w += share * (z - w)
+            w[...] = w + share * (z - w)
 
     def _counters(self) -> dict[str, Array]:
         return {"progress": self._counter}

@@ -25,7 +25,7 @@ from typing import (
 )
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import _checks as check
 from . import _core, _files
@@ -62,14 +62,19 @@ LearningRate = float | Callable[[int], float]
 CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
 #: Every optimizer class of the package, in the order of definition: each adds itself.
 CLASSES: list[type[Optimizer]] = []
+#: The settings of those optimizers alone that round.
+_ROUNDING = frozenset({"rounding", "rounding_seed"})
 
 
 class Options(TypedDict, total=False):
-    """What every class takes beside its own arguments, each False by default; see `Optimizer`."""
+    """What every class takes beside its own arguments; see `Optimizer`."""
 
     maximize: bool
     skip_nonfinite: bool
     flush_denormals: bool
+    state_dtype: DTypeLike | None
+    rounding: str
+    rounding_seed: int
 
 
 class StepOptions(TypedDict, total=False):
@@ -106,7 +111,8 @@ class Optimizer:
 
     Args:
         params: the array to update in place, or a flat list, tuple or dict of arrays. Each is
-            float32 or float64, C-contiguous and writeable, and none overlaps another. An array is
+            float32 or float64, or for most rules bfloat16 or float16 (with arithmetic in float32),
+            C-contiguous and writeable, and none overlaps another. An array is
             one of NumPy, or whatever else shows memory of the CPU by DLPack or as a buffer, such as
             a tensor of PyTorch or an `array.array`; it is held as long as the optimizer lives.
         lr: the learning rate, at least 0; or a schedule, which is a function of the step (from 0).
@@ -119,6 +125,15 @@ class Optimizer:
         flush_denormals: count numbers below 1.2e-38 (float32) or 2.2e-308 (float64) as 0 inside the
             step, where they are slow on some processors. The bits are still the same for any
             threads and level, but those of NumPy no more. Default False.
+        state_dtype: how the states are held: "float32", "bfloat16" (with ml_dtypes installed) or
+            "float16"; None (default) for the dtype of each parameter. A parameter of float64 takes
+            float32 at the least. Fewer bytes make steps over large arrays faster. Not for rules
+            with norms, factors, tables or rows.
+        rounding: how what is updated becomes bfloat16 or float16: "stochastic" (default), one of
+            the two neighbours by a chance that makes the mean right, or "nearest", with which small
+            steps are lost.
+        rounding_seed: what the chances begin with, from 0 on, default 0. They depend on it, on
+            `t` and on the place of an element alone.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
@@ -154,6 +169,9 @@ class Optimizer:
         maximize: bool = False,
         skip_nonfinite: bool = False,
         flush_denormals: bool = False,
+        state_dtype: DTypeLike | None = None,
+        rounding: str = "stochastic",
+        rounding_seed: int = 0,
         **unknown: Any,
     ) -> None:
         if not self.rules:
@@ -169,7 +187,13 @@ class Optimizer:
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
-        self._settings = self._checked_settings({"maximize": maximize, **settings})
+        self._state_dtype = self._checked_state_dtype(state_dtype)
+        dtypes = {param.dtype for param in self._params} | {self._state_dtype or np.dtype(float)}
+        rounded = any(dtype.itemsize < 4 for dtype in dtypes)
+        how = check_rounding(rounding, rounding_seed)
+        self._settings = self._checked_settings(
+            {"maximize": maximize, **(how if rounded else {}), **settings}
+        )
         self._habits = {
             "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
             "flush_denormals": check.flag("flush_denormals", flush_denormals),
@@ -188,6 +212,7 @@ class Optimizer:
             **self._habits,
             **self._plan_options(),
         )
+        self._tell_rounding()
 
     def step(
         self,
@@ -370,6 +395,8 @@ class Optimizer:
 
     def __repr__(self) -> str:
         habits = {name: True for name, on in self._habits.items() if on}
+        if self._state_dtype:
+            habits["state_dtype"] = self._state_dtype.name
         shown = {**self.hyperparameters, "lr": self.lr, **habits, **self._sizes()}
         arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
@@ -400,8 +427,12 @@ class Optimizer:
                 "counters": {name: array.copy() for name, array in self._counters().items()},
             }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Go on where `state_dict()` was taken. Everything in it is copied, hyper-parameters too.
+
+        Args:
+            state_dict: what `state_dict()` returned.
+            convert: take states of another dtype too, rounded to the nearest. Default False.
 
         Raises:
             TypeError, ValueError: not such a dict, or one of another rule, shape or dtype; a
@@ -418,7 +449,7 @@ class Optimizer:
         for label, array in sources.items():
             self._plan.check_apart(array, label)
         sources |= {f"counter {name}": array for name, array in counters.items()}
-        self._restore(state_dict, sources, with_params=False)
+        self._restore(state_dict, sources, with_params=False, convert=convert)
 
     def save(self, path: _files.PathLike) -> None:
         """Write parameters, states, step count and hyper-parameters to one file, without pickle.
@@ -435,8 +466,12 @@ class Optimizer:
             meta = {**self._meta(), "params": self._structure.kind}
             _files.write(path, meta, self._named_arrays(with_params=True))
 
-    def load(self, path: _files.PathLike) -> None:
+    def load(self, path: _files.PathLike, *, convert: bool = False) -> None:
         """Read what `save()` wrote. Parameters and states are overwritten in place.
+
+        Args:
+            path: the file.
+            convert: take arrays of another dtype too, rounded to the nearest. Default False.
 
         Raises:
             OSError: the file cannot be read.
@@ -450,7 +485,7 @@ class Optimizer:
                 raise ValueError(
                     f"its params are {meta['params']}, here they are {self._structure.kind}"
                 )
-            self._restore(meta, arrays, with_params=True)
+            self._restore(meta, arrays, with_params=True, convert=convert)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit: {error}") from error
 
@@ -459,14 +494,22 @@ class Optimizer:
         return {"rule": self.rule, "t": self.t, "hyperparameters": self.hyperparameters}
 
     def _restore(
-        self, meta: Mapping[str, Any], sources: Mapping[str, Array], with_params: bool
+        self,
+        meta: Mapping[str, Any],
+        sources: Mapping[str, Array],
+        with_params: bool,
+        convert: bool,
     ) -> None:
         """Check everything, then copy everything."""
         if meta["rule"] != self.rule:
             raise ValueError(
                 f"the state is of the rule {meta['rule']!r}, this optimizer's is {self.rule!r}"
             )
+        check.flag("convert", convert)
         hyper = meta["hyperparameters"]
+        if convert:  # what is rounded here may not have been so there, and the reverse
+            rounding = {name: self._settings[name] for name in _ROUNDING & self._settings.keys()}
+            hyper = {name: hyper[name] for name in hyper if name not in _ROUNDING} | rounding
         _check_keys("hyperparameters", hyper, self.hyperparameters)
         if (hyper["lr"] is None) != callable(self.lr):
             raise ValueError(
@@ -482,12 +525,14 @@ class Optimizer:
         _check_keys("the state", sources, targets)
         for label, target in targets.items():
             source = sources[label]
-            check.array_like(label, source, target)
+            check.array_like(label, source, target, convert)
         self._check_counters({name: sources[f"counter {name}"] for name in self._counters()})
         with self._alone():
             for label, target in targets.items():
-                np.copyto(target, sources[label])
+                with np.errstate(over="ignore"):
+                    np.copyto(target, sources[label], casting="unsafe")
             self._hyper, self._settings, self._scalars_kept = checked, settings, False
+            self._tell_rounding()
             self._plan.t = t
             self._restored()
 
@@ -525,12 +570,15 @@ class Optimizer:
             return (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
 
         shapes = [[shape(name, param) for param in self._params] for name in names]
-        return dict(zip(names, zeros_beside(self._params, shapes), strict=True))
+        dtypes = [self._state_dtype if name in self._rule.states else None for name in names]
+        return dict(zip(names, zeros_beside(self._params, shapes, dtypes), strict=True))
 
     def _begin_with(self, state: str, start: float, argument: str) -> None:
         """Fill a state with what an argument says."""
         for array in self._states[state]:
-            if start > float(np.finfo(array.dtype).max):
+            with np.errstate(over="ignore"):
+                held = float(np.array(start).astype(array.dtype))
+            if held == np.inf:
                 raise ValueError(f"{argument} is {start}, which {array.dtype} cannot hold")
             if start > 0:  # zeros are not touched before the first step
                 array.fill(start)
@@ -563,17 +611,43 @@ class Optimizer:
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters that are no numbers of the rule."""
-        return {"maximize": check.flag("maximize", settings["maximize"])}
+        how = {name: settings[name] for name in settings if name in _ROUNDING}
+        maximize = check.flag("maximize", settings["maximize"])
+        return {"maximize": maximize, **(check_rounding(**how) if how else {})}
+
+    def _checked_state_dtype(self, given: DTypeLike | None) -> np.dtype[Any] | None:
+        if given is None:
+            return None
+        dtype = check.float_dtype("state_dtype", given)
+        if not self._rule.any_storage or self._plan_options().get("by_rows"):
+            raise TypeError(
+                f"{type(self).__name__} keeps its states in the dtype of params: state_dtype must "
+                f"be None, got {given!r}"
+            )
+        return dtype
+
+    def _tell_rounding(self) -> None:
+        if "rounding" in self._settings:
+            seed = self._settings["rounding_seed"]
+            self._plan.set_rounding(self._settings["rounding"] == "stochastic", seed)
 
     def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters as numbers in their ranges. A schedule is checked at each step."""
-        single = any(param.dtype == np.float32 for param in self._params)
+        single = any(param.dtype != np.float64 for param in self._params)
         checked = dict(hyper)
         for name, value in hyper.items():
             if not (name == "lr" and callable(value)):
                 checked[name] = check.number(name, value)
                 _owner(self.rules, name).check_hyper(name, checked[name], single)
         return checked
+
+
+def check_rounding(rounding: Any, rounding_seed: Any) -> dict[str, Any]:
+    """How what is updated becomes bfloat16 or float16."""
+    return {
+        "rounding": check.choice("rounding", rounding, check.ROUNDINGS),
+        "rounding_seed": check.integer("rounding_seed", rounding_seed, 0),
+    }
 
 
 def _spell_out_options(function: Callable[..., Any], like: Callable[..., Any]) -> None:
@@ -777,7 +851,7 @@ class Nesterov(Optimizer):
         """
         with self._alone():
             for a, v in zip(self._params, self._states["v"], strict=True):
-                a -= self._hyper["momentum"] * v
+                a[...] = a - self._hyper["momentum"] * v
                 v.fill(0)
 
 

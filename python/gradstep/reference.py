@@ -592,6 +592,98 @@ def step(
         RULES[rule](w, g, *states, t=t, **hyper)
 
 
+#: What each buffer, the parameter and then the states, multiplies the bits of chance by.
+OWN_CHANCE = (0x85EBCA6B, 1, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1)
+
+
+def _mixed(x: int, y: int) -> int:
+    """64 bits of two numbers: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), twice."""
+    for added in 0, 0x9E3779B97F4A7C15 * (y + 1):
+        x = (x + added) % 2**64
+        x ^= x >> 30
+        x = x * 0xBF58476D1CE4E5B9 % 2**64
+        x ^= x >> 27
+        x = x * 0x94D049BB133111EB % 2**64
+        x ^= x >> 31
+    return x
+
+
+def chance(seed: int, t: int, array: int, buffer: int, size: int) -> Array:
+    """16 bits of chance for each element of a buffer, in one step: two elements share 32 bits."""
+    pair = np.arange(-(-size // 2), dtype=np.uint64)
+    keys = [_mixed(_mixed(_mixed(seed, t), array), upper) for upper in range(-(-size // 2**33))]
+    key = np.array(keys, np.uint64)[pair >> 32] if keys else pair
+    x = ((key & 0xFFFFFFFF) + pair * 0x9E3779B1).astype(np.uint32)
+    x ^= x >> 16
+    x ^= (key >> 32).astype(np.uint32)
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> 15
+    x *= np.uint32(OWN_CHANCE[buffer])
+    return np.stack([x & 0xFFFF, x >> 16], axis=1).ravel()[:size]
+
+
+def rounded(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Array:
+    """The numbers in another dtype: the nearest, or one of the two neighbours by 16 bits of chance.
+
+    Chance is for float32 that become bfloat16 or float16. A number that lies a share `s` of the
+    way to the neighbour farther from 0 goes there where `chance + s 2**16` reaches `2**16`.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.reference import rounded
+        >>> x = np.full(4, 1 + 2.0**-12, np.float32)  # a quarter of the way to the next float16
+        >>> rounded(x, np.dtype(np.float16), np.array([0, 2**14, 3 * 2**14, 2**16 - 1])).tolist()
+        [1.0, 1.0, 1.0009765625, 1.0009765625]
+    """
+    with np.errstate(all="ignore"):
+        if chance is None or dtype.itemsize > 2:
+            return x.astype(dtype)
+        bits = x.view(np.uint32)
+        size, sign = bits & 0x7FFFFFFF, bits >> 31 << 15
+        chance = chance.reshape(x.shape).astype(np.uint32)
+        if dtype.name == "bfloat16":
+            halves = (size + chance) >> 16
+        else:
+            # Denormals of float16 are multiples of 2^-24, 16 bits above the unit here.
+            small = np.where(size < 113 << 23, np.abs(x), np.float32(0)) * np.float32(2.0**40)
+            denormal = (small.astype(np.uint32) + chance) >> 16
+            normal = (np.minimum(size + (chance >> 3), 143 << 23) - (112 << 23)) >> 13
+            halves = np.where(size < 113 << 23, denormal, normal)
+        return np.where(np.isnan(x), np.full_like(x, np.nan).astype(dtype),
+                        (sign | halves).astype(np.uint16).view(dtype))  # fmt: skip
+
+
+def stored_step(
+    rule: str,
+    w: Array,
+    g: Array,
+    states: Sequence[Array],
+    *,
+    t: int,
+    stochastic: bool = True,
+    seed: int = 0,
+    array: int = 0,
+    **options: Any,
+) -> None:
+    """`step` where memory may hold arrays in fewer bits: in float32, or float64 if `w` is.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep import reference
+        >>> w = np.ones(3, np.float16)
+        >>> g = np.array([1.0, 2.0, 3.0], np.float32)
+        >>> reference.stored_step("sgd", w, g, [], t=1, lr=0.5)
+        >>> w
+        array([ 0.5,  0. , -0.5], dtype=float16)
+    """
+    arithmetic = np.float64 if w.dtype == np.float64 else np.float32
+    wide, gradient, *wide_states = (a.astype(arithmetic) for a in (w, g, *states))
+    step(rule, wide, gradient, wide_states, t=t, **options)
+    for buffer, (held, x) in enumerate(zip((w, *states), (wide, *wide_states), strict=True)):
+        drawn = chance(seed, t, array, buffer, held.size) if stochastic else None
+        held[...] = rounded(x, held.dtype, drawn)
+
+
 #: A norm is summed in blocks of so many elements, each from the start of its array, and a block in
 #: so many lanes, of which lane k adds the elements k, k + LANES, k + 2 LANES, ...
 BLOCK, LANES = 4096, 32
@@ -725,6 +817,7 @@ class Plan:
         spec = next(r for r in _core.rules() if r.name == rule)
         self.hyper_names, self.state_names = spec.hyperparameters, spec.states
         self.has_rows = spec.row_state is not None
+        self.rounding = {"stochastic": False, "seed": 0}
 
     def check(self) -> None:
         """Nothing: NumPy checks for itself, and this is no place to look for errors."""
@@ -744,6 +837,9 @@ class Plan:
         d, y = (self.states[self.state_names.index(name)] for name in ("d", "y"))
         for total, table in zip(d, y, strict=True):
             total[...] = sum_rows(table, seen, self.row_weights)
+
+    def set_rounding(self, stochastic: bool, seed: int) -> None:
+        self.rounding = {"stochastic": stochastic, "seed": seed}
 
     def forget(self, row: int) -> bool:
         if self.seen is None or not self.seen[row]:
@@ -776,8 +872,9 @@ class Plan:
         report, clip = None, 1.0
         asked = clip_norm is not None or self.skip_nonfinite
         if asked or self.refuse_nonfinite:
+            wide = [g if g.itemsize > 2 else g.astype(np.float32) for g in grads]
             norm = grad_norm(
-                [g for rows in grads for g in rows] if self.by_rows else grads, grad_scale
+                [g for rows in wide for g in rows] if self.by_rows else wide, grad_scale
             )
             usable = math.isfinite(norm) if clip_norm is not None else _finite(grads, grad_scale)
             if not usable and not self.skip_nonfinite:
@@ -804,7 +901,9 @@ class Plan:
             whole = [w, *states]
             if self.by_rows:
                 w, *states = parts = [array[touched[i]] for array in whole]
-            step(
+            narrow = len({array.dtype for array in (w, g, *states)}) > 1 or w.itemsize < 4
+            held: dict[str, Any] = {"array": i, **self.rounding} if narrow else {}
+            (stored_step if narrow else step)(
                 self.rule,
                 w,
                 g,
@@ -813,6 +912,7 @@ class Plan:
                 grad_scale=grad_scale,
                 clip=clip,
                 clip_value=math.inf if clip_value is None else clip_value,
+                **held,
                 **self.options,
             )
             if self.by_rows:

@@ -1,0 +1,88 @@
+#include "stored.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "threads.hpp"
+
+namespace gradstep {
+namespace {
+
+// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): one to one, and every bit depends on every other.
+std::uint64_t mixed(std::uint64_t x) {
+  x ^= x >> 30;
+  x *= 0xBF58476D1CE4E5B9;
+  x ^= x >> 27;
+  x *= 0x94D049BB133111EB;
+  return x ^ (x >> 31);
+}
+
+constexpr std::uint64_t next = 0x9E3779B97F4A7C15;
+
+std::uint64_t mixed(std::uint64_t x, std::uint64_t y) { return mixed(mixed(x) + next * (y + 1)); }
+
+Storage arithmetic_of(const Job& job) { return job.item_size == 4 ? Storage::float32 : Storage::float64; }
+
+char* at(void* memory, Storage storage, std::int64_t element) {
+  return static_cast<char*>(memory) + element * storage_bytes[static_cast<int>(storage)];
+}
+
+}  // namespace
+
+std::uint64_t chance_of(std::uint64_t seed, std::int64_t t, std::int64_t array) {
+  return mixed(mixed(seed, static_cast<std::uint64_t>(t)), static_cast<std::uint64_t>(array));
+}
+
+const void* gradients_of(const Job& job, std::int64_t begin, std::int64_t size, void* room) {
+  const Storage storage = job.stored ? job.stored->grad : arithmetic_of(job);
+  const void* const memory = at(job.buffers.grad, storage, begin);
+  if (storage == arithmetic_of(job)) return memory;
+  job.stored->converters->load[static_cast<int>(storage)](memory, room, size);
+  return room;
+}
+
+void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
+  constexpr int most = 2 + max_states;
+  constexpr std::uint32_t pairs_at_once = stored_piece / 2;
+  static_assert((std::uint64_t{1} << 32) % pairs_at_once == 0, "a piece has one pair of keys");
+  alignas(64) char room[most][stored_piece * sizeof(double)];
+  const Stored& stored = *job.stored;
+  const Storage arithmetic = arithmetic_of(job);
+
+  // The parameter and the states; the gradient is not put back.
+  Buffers pieces = job.buffers;
+  void** places[most] = {&pieces.param};
+  void* memory[most] = {job.buffers.param};
+  Storage storages[most] = {stored.param};
+  int count = 1;
+  for (int k = 0; k < max_states && job.buffers.states[k]; ++k, ++count) {
+    places[count] = &pieces.states[k];
+    memory[count] = job.buffers.states[k];
+    storages[count] = stored.states[k];
+  }
+
+  for (; begin < end; begin += stored_piece) {
+    const std::int64_t size = std::min(stored_piece, end - begin);
+    const auto pair = static_cast<std::uint64_t>(begin / 2);
+    const std::uint64_t keys = mixed(stored.chance, pair >> 32);
+    const Rounding rounding{stored.stochastic, static_cast<std::uint32_t>(keys),
+                            static_cast<std::uint32_t>(keys >> 32)};
+    for (int k = 0; k < count; ++k) {
+      *places[k] = at(memory[k], storages[k], begin);
+      if (storages[k] == arithmetic) continue;
+      stored.converters->load[static_cast<int>(storages[k])](*places[k], room[k], size);
+      *places[k] = room[k];
+    }
+    pieces.grad = const_cast<void*>(gradients_of(job, begin, size, room[count]));
+    job.kernel->sweep(*job.constants, pieces, 0, size);
+    for (int k = 0; k < count; ++k)
+      if (storages[k] != arithmetic)
+        stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
+                                                                rounding, static_cast<std::uint32_t>(pair), k);
+    if (stored.zero_grad && stored.grad != arithmetic)
+      std::memset(at(job.buffers.grad, stored.grad, begin), 0,
+                  static_cast<std::size_t>(size * storage_bytes[static_cast<int>(stored.grad)]));
+  }
+}
+
+}  // namespace gradstep

@@ -1,0 +1,29 @@
+// Jobs of which memory holds some buffers in fewer bits than the arithmetic has.
+#pragma once
+
+#include "kernel.hpp"
+
+namespace gradstep {
+
+struct Job;
+
+/// What such a job has beside its buffers. Each of them says how it is held, or that it is as the arithmetic has it.
+struct Stored {
+  Storage param, grad, states[max_states];
+  const Converters* converters;  // of the arithmetic, at the level in use
+  bool stochastic, zero_grad;
+  std::uint64_t chance;  // see chance_of()
+};
+
+/// Sweeps a range piece by piece: brings it to where the arithmetic can have it, lets the kernel sweep it there, and
+/// puts back what was updated. Neither the rule nor its kernel knows. `begin` is a multiple of stored_piece.
+constexpr std::int64_t stored_piece = 512;
+void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end);
+
+/// The gradients of at most block_size elements from `begin` on, in `room` where they have to be brought there.
+const void* gradients_of(const Job& job, std::int64_t begin, std::int64_t size, void* room);
+
+/// Numbers that are the same only where all of these are: what rounding by chance begins with.
+std::uint64_t chance_of(std::uint64_t seed, std::int64_t t, std::int64_t array);
+
+}  // namespace gradstep

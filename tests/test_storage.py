@@ -1,0 +1,296 @@
+"""Numbers held in fewer bits than the arithmetic has: the oracle's bits, and what rounding is."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import _core, reference
+from gradstep._checks import ROUNDINGS
+from oracle import LARGE_SIZES, RULES, THREADS, assert_same_bits, hostile, hyper_of, mild
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT16, FLOAT32, FLOAT64 = map(np.dtype, (np.float16, np.float32, np.float64))
+
+ANY_STORAGE = [name for name, rule in RULES.items() if rule.any_storage]
+#: Of the parameter, the gradient and the states.
+HELD = [
+    (FLOAT32, FLOAT32, BFLOAT16),
+    (BFLOAT16, BFLOAT16, BFLOAT16),
+    (BFLOAT16, FLOAT32, FLOAT32),
+    (FLOAT32, BFLOAT16, FLOAT32),
+    (FLOAT16, FLOAT16, FLOAT32),
+    (FLOAT32, FLOAT32, FLOAT16),
+    (BFLOAT16, FLOAT16, FLOAT16),
+    (FLOAT64, FLOAT64, FLOAT32),
+    (FLOAT64, BFLOAT16, FLOAT64),
+]
+every_held = pytest.mark.parametrize(
+    "held", HELD, ids=lambda held: "-".join(dtype.name for dtype in held)
+)
+SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 65, 511, 512, 513, 2 * 512 + 1)
+
+
+def narrow(rng, size, dtype, numbers):
+    with np.errstate(over="ignore"):
+        return numbers(rng, size, np.float64 if dtype == FLOAT64 else np.float32).astype(dtype)
+
+
+def steps(rule, sizes, held, numbers, stochastic, threads, natively):
+    """A few steps over arrays of these sizes; all that was written to."""
+    rng = np.random.default_rng(len(rule))
+    param, grad, state = held
+    names = RULES[rule].states
+    params = [narrow(rng, size, param, numbers) for size in sizes]
+    states = [[np.zeros(size, state) for size in sizes] for _ in names]
+    nouns, suffixes = ["params", "grads", *names], [str(i) for i in range(len(sizes))]
+    plan = (_core if natively else reference).Plan(rule, params, states, nouns, suffixes)
+    plan.set_rounding(stochastic, 5)
+    gs.set_num_threads(threads)
+    for t in range(3):
+        grads = [narrow(rng, size, grad, numbers) for size in sizes]
+        scalars = (t, [*hyper_of(rule).values()], 0.01, True, 0)
+        plan.step(grads, (0.5, None, 3.0, t == 1), scalars)
+        if t == 1:
+            assert not any(g.astype(float).any() for g in grads)
+    return [*params, *(array for kind in states for array in kind)]
+
+
+@every_held
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("rule", ANY_STORAGE)
+def test_every_rule(rule, held, stochastic, level):
+    """Many small arrays in one step, of all sizes around those of the pieces."""
+    numbers = hostile if stochastic else mild
+    arguments = rule, SIZES, held, numbers, stochastic
+    actual = steps(*arguments, threads=1, natively=True)
+    for a, b in zip(actual, oracle(*arguments), strict=True):
+        assert_same_bits(a, b)
+
+
+KNOWN = {}
+
+
+def oracle(*arguments):
+    """The same for all levels, so computed once."""
+    if arguments not in KNOWN:
+        KNOWN.clear()
+        KNOWN[arguments] = steps(*arguments, threads=1, natively=False)
+    return KNOWN[arguments]
+
+
+@every_held
+@pytest.mark.parametrize("rule", ["sgd", "adam", "adamw_amsgrad", "ademamix", "lion"])
+def test_threads(rule, held, level):
+    arguments = rule, (3, LARGE_SIZES[-1], 1001), held, hostile, True
+    for threads in THREADS:
+        actual = steps(*arguments, threads=threads, natively=True)
+        for a, b in zip(actual, oracle(*arguments), strict=True):
+            assert_same_bits(a, b, f"{threads} threads")
+
+
+def patterns(dtype):
+    return np.arange(2**16, dtype=np.uint16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
+def test_every_number_comes_and_goes(dtype, level):
+    """All 65,536 patterns, through a step that changes nothing."""
+    for rounding in ROUNDINGS:
+        w = patterns(dtype).copy()
+        gs.SGD(w, lr=0.0, rounding=rounding).step(np.zeros(w.size, np.float32))
+        assert_same_bits(w.astype(np.float32), patterns(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
+def test_nearest_is_that_of_others(dtype, level):
+    """Against NumPy and ml_dtypes: around each number, half-way, and at each end."""
+    numbers = patterns(dtype).astype(np.float32)
+    numbers = np.sort(numbers[np.isfinite(numbers)])
+    with np.errstate(all="ignore"):
+        middle = numbers[:-1] + (numbers[1:] - numbers[:-1]) / 2
+    special = np.array([np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 65504, 65519, 65520, 1e-45], "f4")
+    x = np.concatenate([f(middle, side) for f in (np.nextafter,) for side in (-np.inf, np.inf)])
+    x = np.concatenate([x, middle, numbers, special]).astype(np.float32)
+    w = np.zeros(x.size, dtype)
+    gs.SGD(w, lr=1.0, maximize=True, rounding="nearest").step(x)
+    with np.errstate(all="ignore"):
+        assert_same_bits(w.astype(np.float32), (0 + x).astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    x=st.floats(width=32, allow_nan=False), seed=st.integers(0, 2**53), size=st.integers(1, 999)
+)
+def test_stochastic_takes_a_neighbour(dtype, x, seed, size):
+    w = np.zeros(size, dtype)
+    g = np.full(size, x, np.float32)
+    gs.SGD(w, lr=1.0, maximize=True, rounding_seed=seed).step(g)
+    with np.errstate(all="ignore"):
+        nearest = np.array([x], np.float32).astype(dtype)
+        down, up = (np.nextafter(nearest, np.array(s).astype(dtype)) for s in (-np.inf, np.inf))
+        lower = np.where(nearest.astype("f4") <= np.float32(x), nearest, down).astype(np.float32)
+        upper = np.where(nearest.astype("f4") >= np.float32(x), nearest, up).astype(np.float32)
+    assert np.isin(w.astype(np.float32), [lower, upper]).all()
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
+@pytest.mark.parametrize("size", [1.0, -300.0, 2.0**-20])
+def test_stochastic_has_the_right_mean(dtype, size):
+    """Each share of the way, and no two buffers, steps, arrays or neighbours by the same chance."""
+    n = 2**18
+    lower = np.array([size]).astype(dtype)
+    upper = np.nextafter(lower, np.array(2 * size).astype(dtype)).astype(np.float64)[0]
+    lower = lower.astype(np.float64)[0]
+    for share in (1 / 16, 1 / 3, 0.5, 0.9):
+        w = np.zeros(n, dtype)
+        x = np.full(n, lower + share * (upper - lower), np.float32)
+        gs.SGD(w, lr=1.0, maximize=True, rounding_seed=3).step(x)
+        went_up = w.astype(np.float64) == upper
+        deviation = np.sqrt(share * (1 - share) / n)
+        assert abs(went_up.mean() - share) < 5 * deviation
+        pairs = went_up.reshape(-1, 2)
+        together = (pairs[:, 0] & pairs[:, 1]).mean()
+        assert abs(together - share**2) < 5 * np.sqrt(share**2 / (n / 2))
+
+
+def test_chances_differ():
+    """Between steps, seeds, arrays and buffers."""
+    n = 2**14
+    drawn = [
+        reference.chance(seed, t, array, buffer, n).astype(float)
+        for seed in (0, 1)
+        for t in (1, 2)
+        for array in (0, 1)
+        for buffer in (0, 1, 2)
+    ]
+    correlations = np.corrcoef(drawn) - np.eye(len(drawn))
+    assert np.abs(correlations).max() < 6 / np.sqrt(n)
+
+
+def test_what_small_steps_come_to():
+    """The reason for chance: a mean of squares that hardly moves is lost to the nearest."""
+    n, beta2 = 4096, 0.999
+    reached = {}
+    for rounding in ROUNDINGS:
+        opt = gs.Adam(np.zeros(n, np.float32), lr=0.0, state_dtype="bfloat16", rounding=rounding)
+        for _ in range(2000):
+            opt.step(np.ones(n, np.float32))
+        reached[rounding] = opt.state["v"].astype(float).mean()
+    exact = 1 - beta2**2000
+    assert abs(reached["stochastic"] / exact - 1) < 0.01
+    assert reached["nearest"] < 0.6 * exact
+
+
+@pytest.mark.parametrize("cls", [gs.SGD, gs.Adam, gs.Lion, gs.ScheduleFreeAdamW, gs.ASGD])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_classes_are_the_oracle(cls, clip_norm, level):
+    rng = np.random.default_rng(0)
+    for dtype, state_dtype in [(FLOAT32, "bfloat16"), (BFLOAT16, None), (FLOAT16, "float32")]:
+        shapes = {"a": (300, 7), "b": (), "c": (1025,)}
+        first = {k: np.asarray(rng.standard_normal(s)).astype(dtype) for k, s in shapes.items()}
+        results = []
+        for make in (cls, reference.in_numpy(cls)):
+            params = {k: v.copy() for k, v in first.items()}
+            opt = make(params, lr=0.01, state_dtype=state_dtype, rounding_seed=1)
+            draw = np.random.default_rng(1)
+            for _ in range(3):
+                grads = {
+                    k: np.asarray(draw.standard_normal(s)).astype(np.float16)
+                    for k, s in shapes.items()
+                }
+                opt.step(grads, clip_norm=clip_norm, grad_scale=0.25)
+            results.append([*params.values(), *(v for s in opt.state.values() for v in s.values())])
+        for a, b in zip(*results, strict=True):
+            assert_same_bits(a, b)
+
+
+def test_files_keep_the_dtypes(tmp_path):
+    def make(state_dtype="bfloat16", **options):
+        w = np.ones(100, BFLOAT16)
+        return w, gs.Adam(w, lr=0.1, state_dtype=state_dtype, **options)
+
+    g = np.linspace(-1, 1, 100).astype(np.float32)
+    w, opt = make(rounding_seed=3)
+    opt.step(g)
+    opt.save(tmp_path / "state")
+    opt.step(g)
+    again, resumed = make()
+    resumed.load(tmp_path / "state")
+    resumed.step(g)
+    assert_same_bits(again, w)
+    assert resumed.hyperparameters["rounding_seed"] == 3
+    wide, opt32 = make("float32")
+    with pytest.raises(ValueError, match=r"state m is bfloat16 of shape .*, not float32"):
+        opt32.load(tmp_path / "state")
+    assert (wide == 1).all()
+    assert opt32.t == 0
+    opt32.load(tmp_path / "state", convert=True)
+    assert opt32.t == 1
+    assert opt32.state["v"].dtype == FLOAT32
+    plain = gs.Adam(np.ones(100, np.float32), lr=0.1)
+    plain.load_state_dict(opt32.state_dict(), convert=True)
+    assert "rounding" not in plain.hyperparameters
+    opt32.load_state_dict(plain.state_dict(), convert=True)
+    with pytest.raises(ValueError, match="hyperparameters does not fit"):
+        opt32.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"state_dtype": "int32"}, TypeError, "state_dtype must be one of .*, got 'int32'"),
+        ({"state_dtype": "bfloat"}, TypeError, "state_dtype must be one of .*, got 'bfloat'"),
+        ({"state_dtype": ">f4"}, TypeError, "state_dtype must be one of .*, got '>f4'"),
+        ({"state_dtype": "float64"}, TypeError, "state m cannot have dtype float64 beside params"),
+        ({"rounding": "up"}, ValueError, "rounding must be one of .*, got 'up'"),
+        ({"rounding_seed": -1}, ValueError, "rounding_seed must be at least 0, got -1"),
+        ({"rounding_seed": 0.5}, TypeError, "rounding_seed must be a whole number, got 0.5"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        gs.Adam(np.ones(3, np.float32), **arguments)
+
+
+def test_what_does_not_go():
+    w = np.ones((4, 3), np.float32)
+    with pytest.raises(TypeError, match="LAMB keeps its states in the dtype of params"):
+        gs.LAMB(w, state_dtype="bfloat16")
+    with pytest.raises(TypeError, match="SparseAdam keeps its states"):
+        gs.SparseAdam(w, state_dtype="bfloat16")
+    with pytest.raises(TypeError, match="params must have dtype float32 or float64 for lamb, got"):
+        gs.LAMB(w.astype(BFLOAT16))
+    with pytest.raises(TypeError, match="beside params, which is float64"):
+        gs.Adam(np.ones(3), state_dtype="bfloat16")
+    opt = gs.Adam(w)
+    with pytest.raises(TypeError, match="grads must not be wider than the arithmetic of params"):
+        opt.step(np.ones((4, 3)))
+    with pytest.raises(TypeError, match="got int32"):
+        opt.step(np.ones((4, 3), np.int32))
+    opt.step(np.ones((4, 3), BFLOAT16), clip_norm=1.0)
+    opt.step(np.ones((4, 3), np.float32))
+    assert opt.t == 2
+
+
+def test_gradients_of_torch():
+    """Which come through DLPack, in all these types."""
+    torch = pytest.importorskip("torch")
+    results = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        w = np.ones(5, np.float32)
+        gs.Adam(w, lr=0.1).step(torch.full((5,), 0.5, dtype=dtype))
+        results.append(w)
+    assert_same_bits(results[0], results[2])
+    assert_same_bits(results[1], results[2])
+
+
+def test_without_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
+    with pytest.raises(ValueError, match=r"pip install 'gradstep\[bfloat16\]'"):
+        gs.Adam(np.ones(3, np.float32), state_dtype="bfloat16")
