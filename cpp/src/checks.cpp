@@ -60,10 +60,6 @@ int elementwise_count(const Spec& spec) { return spec.row_factor < 0 ? state_cou
 
 bool is_gradient(const Spec& spec, int state) { return state + spec.gradients >= state_count(spec); }
 
-bool takes_any_storage(const Spec& spec) {
-  return !spec.has_trust && spec.row_factor < 0 && spec.row_state < 0 && spec.gradients == 0;
-}
-
 // The fewest digits that name no other number, which std::to_chars finds; no locale has a say.
 std::string number_text(double x) {
   if (!std::isfinite(x)) return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";

@@ -20,10 +20,6 @@ int elementwise_count(const Spec& spec);
 /// Whether a state is a gradient, which steps only read.
 bool is_gradient(const Spec& spec, int state);
 
-/// Whether memory may hold the buffers in fewer bits than the arithmetic has: where each element has its own, all of
-/// which are read and written at once.
-bool takes_any_storage(const Spec& spec);
-
 /// A number as Python prints it.
 std::string number_text(double x);
 

@@ -47,6 +47,12 @@ struct Spec {
   int streams = 0;           // how many arrays a step reads and writes; 0: the gradient once, all it updates twice
 };
 
+/// Whether memory may hold the buffers in fewer bits than the arithmetic has: where each element has its own, all of
+/// which are read and written at once.
+[[maybe_unused]] static constexpr bool takes_any_storage(const Spec& spec) {
+  return !spec.has_trust && spec.row_factor < 0 && spec.row_state < 0 && spec.gradients == 0;
+}
+
 /// The scalars of one step, all in double.
 struct Step {
   std::int64_t t;  // from 1
@@ -96,6 +102,16 @@ struct Squares {
   double param, direction;
 };
 
+/// How numbers become bfloat16 or float16: the nearest one, or one of the two neighbours by chance. Two elements of an
+/// array, 2 i and 2 i + 1, share the i-th 32 bits of chance; storage.hpp makes them of two keys.
+struct Rounding {
+  bool stochastic;
+  std::uint32_t first_key, second_key;
+};
+
+using SweepPairs = void (*)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end,
+                            const Rounding&) noexcept;
+
 /// A rule compiled for one element type and one level. Where it has trust ratios, `measure` goes over each block of at
 /// most block_size elements first, and brings the states up to date; `trust` makes a ratio of the two norms.
 struct Kernel {
@@ -111,6 +127,9 @@ struct Kernel {
   void (*take_factors)(const Constants&, const Buffers&, std::int64_t matrix, const double* row_sums,
                        std::int64_t tiles_across, double* column_sums, std::int64_t tiles_down,
                        void* row_factors) noexcept = nullptr;
+  // As sweep, from an even place to an even place, where memory holds the states, or everything, as bfloat16, which is
+  // rounded by chance.
+  SweepPairs sweep_bfloat16_states = nullptr, sweep_bfloat16 = nullptr;
 };
 
 /// A rule as one level has it.
@@ -128,13 +147,6 @@ using SumOfSquares = double (*)(const void* grads, std::int64_t size, double sca
 using AddRows = void (*)(double* sums, const void* const* rows, const double* weights, int count,
                          std::int64_t size) noexcept;
 constexpr int rows_at_once = 8;
-
-/// How numbers become bfloat16 or float16: the nearest one, or one of the two neighbours by chance. Two elements of an
-/// array, 2 i and 2 i + 1, share the i-th 32 bits of chance; storage.hpp makes them of two keys.
-struct Rounding {
-  bool stochastic;
-  std::uint32_t first_key, second_key;
-};
 
 /// From what memory holds to numbers as the arithmetic has them.
 using Load = void (*)(const void* memory, void* numbers, std::int64_t size) noexcept;

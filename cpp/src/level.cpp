@@ -50,6 +50,45 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, 
   }
 }
 
+// One element of a pair.
+template <class Rule, class... States>
+GRADSTEP_INLINE void update(const Folded<Rule, float>& folded, float& w, float g, States&... states) {
+  const float gradient = folded.prelude(w, g);
+  folded.rule(w, gradient, states...);
+}
+
+template <class Numbers, class Rule, std::size_t... I, class... Pairs>
+GRADSTEP_INLINE void update_pair(const Folded<Rule, float>& folded, const Buffers& buffers, std::int64_t i,
+                                 std::uint32_t chance, Pair w, Pair g, std::index_sequence<I...>, Pairs... states) {
+  update(folded, w.first, g.first, states.first...);
+  update(folded, w.second, g.second, states.second...);
+  Numbers::store(buffers.param, i, w, own_chance[0] * chance);
+  (BFloat16Pairs::store(buffers.states[I], i, states, own_chance[1 + I] * chance), ...);
+}
+
+// The loop for the storages that memory gains most by: two elements at once, `Numbers` being those of the parameter and
+// of the gradient. Other storages go through float32, piece by piece (stored.cpp), and to the same bits.
+template <class Numbers, class Rule, std::size_t... I>
+GRADSTEP_INLINE void loop_over_pairs(const Folded<Rule, float> folded, const Buffers buffers, std::int64_t begin,
+                                     std::int64_t end, const Rounding& rounding, std::index_sequence<I...> states) {
+  std::uint32_t weyl = rounding.first_key + static_cast<std::uint32_t>(begin / 2) * weyl_step;
+  const std::uint32_t second_key = rounding.second_key;
+#pragma omp simd linear(weyl : weyl_step)
+  for (std::int64_t i = begin / 2; i < end / 2; ++i) {
+    const std::uint32_t chance = mixed(weyl, second_key);
+    weyl += weyl_step;
+    update_pair<Numbers>(folded, buffers, i, chance, Numbers::load(buffers.param, i), Numbers::load(buffers.grad, i),
+                         states, BFloat16Pairs::load(buffers.states[I], i)...);
+  }
+}
+
+template <class Numbers, class Rule>
+GRADSTEP_NOINLINE void sweep_pairs(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                   std::int64_t end, const Rounding& rounding) noexcept {
+  loop_over_pairs<Numbers, Rule>(unfold<Rule, float>(constants), buffers, begin, end, rounding,
+                                 std::make_index_sequence<state_count<Rule>()>());
+}
+
 template <class Rule, class T>
 GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
                              std::int64_t end) noexcept {
@@ -187,8 +226,14 @@ constexpr Kernel kernel() {
     return {fold<Rule, T>, sweep<Rule, T>, measure<Rule, T>, trust<Rule, T>, sum_tile<Rule, T>, take_factors<Rule, T>};
   else if constexpr (Rule::spec.has_trust)
     return {fold<Rule, T>, sweep<Rule, T>, measure<Rule, T>, trust<Rule, T>};
-  else
-    return {fold<Rule, T>, sweep<Rule, T>};
+  else {
+    Kernel kernel{fold<Rule, T>, sweep<Rule, T>};
+    if constexpr (std::is_same_v<T, float> && takes_any_storage(Rule::spec)) {
+      kernel.sweep_bfloat16 = sweep_pairs<BFloat16Pairs, Rule>;
+      if (state_count<Rule>() > 0) kernel.sweep_bfloat16_states = sweep_pairs<Float32Pairs, Rule>;
+    }
+    return kernel;
+  }
 }
 
 template <template <class> class... Rules, std::size_t... N>

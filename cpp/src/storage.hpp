@@ -23,11 +23,12 @@ struct BFloat16 {
   static std::uint16_t nearest(float x) { return upper(x, 0x7FFF + ((bits_of(x) >> 16) & 1)); }
   static std::uint16_t stochastic(float x, std::uint32_t r) { return upper(x, r); }
 
-  // A NaN whose lower half overflowed would become another number.
   static std::uint16_t upper(float x, std::uint32_t rest) {
-    const std::uint32_t bits = x == x ? bits_of(x) : 0x7FC00000;
-    return static_cast<std::uint16_t>((bits + rest) >> 16);
+    return static_cast<std::uint16_t>((bits_to_round(x) + rest) >> 16);
   }
+
+  // A NaN whose lower half overflowed would become another number.
+  static std::uint32_t bits_to_round(float x) { return x == x ? bits_of(x) : 0x7FC00000; }
 };
 
 // IEEE's binary16: 5 bits of exponent, 10 of mantissa.
@@ -79,6 +80,39 @@ GRADSTEP_INLINE std::uint32_t mixed(std::uint32_t weyl, std::uint32_t second_key
 
 // What each buffer multiplies those bits by, so that its numbers are rounded by chances of their own.
 constexpr std::uint32_t own_chance[1 + max_states] = {0x85EBCA6B, 1, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1};
+
+// Two neighbours, as memory holds them: where a word of 32 bits is two numbers, nothing has to change its lane.
+struct Pair {
+  float first, second;
+};
+
+struct Float32Pairs {
+  static Pair load(const void* memory, std::int64_t i) {
+    const float* const numbers = static_cast<const float*>(memory);
+    return {numbers[2 * i], numbers[2 * i + 1]};
+  }
+
+  static void store(void* memory, std::int64_t i, Pair pair, std::uint32_t) {
+    float* const numbers = static_cast<float*>(memory);
+    numbers[2 * i] = pair.first;
+    numbers[2 * i + 1] = pair.second;
+  }
+};
+
+struct BFloat16Pairs {
+  static Pair load(const void* memory, std::int64_t i) {
+    std::uint32_t word;
+    std::memcpy(&word, static_cast<const char*>(memory) + 4 * i, sizeof word);
+    return {of_bits(word << 16), of_bits(word & 0xFFFF0000)};
+  }
+
+  static void store(void* memory, std::int64_t i, Pair pair, std::uint32_t chance) {
+    const std::uint32_t first = BFloat16::bits_to_round(pair.first) + (chance & 0xFFFF),
+                        second = BFloat16::bits_to_round(pair.second) + (chance >> 16),
+                        word = (first >> 16) | (second & 0xFFFF0000);
+    std::memcpy(static_cast<char*>(memory) + 4 * i, &word, sizeof word);
+  }
+};
 
 template <class Number, class T>
 void widen(const void* memory, void* numbers, std::int64_t size) noexcept {

@@ -27,6 +27,35 @@ char* at(void* memory, Storage storage, std::int64_t element) {
   return static_cast<char*>(memory) + element * storage_bytes[static_cast<int>(storage)];
 }
 
+// The elements from `begin` on, up to where 2^32 pairs begin anew.
+Rounding rounding_at(const Stored& stored, std::int64_t begin) {
+  const std::uint64_t keys = mixed(stored.chance, static_cast<std::uint64_t>(begin) >> 33);
+  return {stored.stochastic, static_cast<std::uint32_t>(keys), static_cast<std::uint32_t>(keys >> 32)};
+}
+
+void clear_gradients(const Job& job, std::int64_t begin, std::int64_t size) {
+  const Storage storage = job.stored->grad;
+  std::memset(at(job.buffers.grad, storage, begin), 0,
+              static_cast<std::size_t>(size * storage_bytes[static_cast<int>(storage)]));
+}
+
+// The sweep of all buffers as memory holds them, if the kernel has it.
+SweepPairs sweep_in_place(const Job& job) {
+  const Stored& stored = *job.stored;
+  const auto is = [](Storage storage) { return [storage](Storage other) { return other == storage; }; };
+  int states = 0;
+  while (states < max_states && job.buffers.states[states]) ++states;
+  if (!stored.stochastic || stored.param != stored.grad ||
+      !std::all_of(stored.states, stored.states + states, is(Storage::bfloat16)))
+    return nullptr;
+  if (stored.param == Storage::bfloat16) return job.kernel->sweep_bfloat16;
+  return stored.param == Storage::float32 ? job.kernel->sweep_bfloat16_states : nullptr;
+}
+
+// Not so much at once that gradients have left the caches when they are cleared.
+constexpr std::int64_t at_once = 16384;
+static_assert(at_once % stored_piece == 0 && (std::int64_t{1} << 33) % at_once == 0);
+
 }  // namespace
 
 std::uint64_t chance_of(std::uint64_t seed, std::int64_t t, std::int64_t array) {
@@ -43,11 +72,17 @@ const void* gradients_of(const Job& job, std::int64_t begin, std::int64_t size, 
 
 void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr int most = 2 + max_states;
-  constexpr std::uint32_t pairs_at_once = stored_piece / 2;
-  static_assert((std::uint64_t{1} << 32) % pairs_at_once == 0, "a piece has one pair of keys");
   alignas(64) char room[most][stored_piece * sizeof(double)];
   const Stored& stored = *job.stored;
   const Storage arithmetic = arithmetic_of(job);
+  if (const SweepPairs sweep = sweep_in_place(job)) {
+    for (const std::int64_t last = end / 2 * 2; begin < last;) {
+      const std::int64_t next = std::min(begin + at_once, last);
+      sweep(*job.constants, job.buffers, begin, next, rounding_at(stored, begin));
+      if (stored.zero_grad) clear_gradients(job, begin, next - begin);
+      begin = next;
+    }
+  }
 
   // The parameter and the states; the gradient is not put back.
   Buffers pieces = job.buffers;
@@ -63,10 +98,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
 
   for (; begin < end; begin += stored_piece) {
     const std::int64_t size = std::min(stored_piece, end - begin);
-    const auto pair = static_cast<std::uint64_t>(begin / 2);
-    const std::uint64_t keys = mixed(stored.chance, pair >> 32);
-    const Rounding rounding{stored.stochastic, static_cast<std::uint32_t>(keys),
-                            static_cast<std::uint32_t>(keys >> 32)};
+    const Rounding rounding = rounding_at(stored, begin);
     for (int k = 0; k < count; ++k) {
       *places[k] = at(memory[k], storages[k], begin);
       if (storages[k] == arithmetic) continue;
@@ -78,10 +110,8 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
     for (int k = 0; k < count; ++k)
       if (storages[k] != arithmetic)
         stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
-                                                                rounding, static_cast<std::uint32_t>(pair), k);
-    if (stored.zero_grad && stored.grad != arithmetic)
-      std::memset(at(job.buffers.grad, stored.grad, begin), 0,
-                  static_cast<std::size_t>(size * storage_bytes[static_cast<int>(stored.grad)]));
+                                                                rounding, static_cast<std::uint32_t>(begin / 2), k);
+    if (stored.zero_grad && stored.grad != arithmetic) clear_gradients(job, begin, size);
   }
 }
 
