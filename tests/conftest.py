@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-import gradstep as gs
-from gradstep import _core
-from oracle import LEVELS
+# OpenMP reads it when it is loaded. Threads that spin while they wait keep others from the processor.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import gradstep as gs  # noqa: E402
+from gradstep import _core  # noqa: E402
+from oracle import LEVELS  # noqa: E402
 
 
 @pytest.fixture(params=LEVELS)
