@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-# OpenMP reads it when it is loaded. Threads that spin while they wait keep others from the processor.
+# OpenMP reads it when it is loaded. Threads that spin while they wait keep others from running.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import gradstep as gs  # noqa: E402
-from gradstep import _core  # noqa: E402
-from oracle import LEVELS  # noqa: E402
+import gradstep as gs
+from gradstep import _core
+from oracle import LEVELS
 
 
 @pytest.fixture(params=LEVELS)
