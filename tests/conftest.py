@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# OpenMP reads it when it is loaded. Threads that spin while they wait keep others from running.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import gradstep as gs
 from gradstep import _core

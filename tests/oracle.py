@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import platform
@@ -163,15 +164,23 @@ def zero_states(rule: str, param: np.ndarray) -> list[np.ndarray]:
     return [np.zeros(spec.state_shape(name, param.shape), param.dtype) for name in spec.states]
 
 
+@functools.cache
+def drawn(numbers, size: int, dtype: type) -> list[np.ndarray]:
+    """The same for all rules, because drawing takes longer than stepping. Nobody writes to them."""
+    rng = np.random.default_rng(size)
+    arrays = [numbers(rng, size, dtype) for _ in range(5)]
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays
+
+
 class Run:
     """A few steps of a rule on one array, natively or by the oracle."""
 
-    def __init__(self, rule: str, size: int, dtype: type, numbers=hostile, seed: int = 0) -> None:
-        rng = np.random.default_rng([seed, size])
+    def __init__(self, rule: str, size: int, dtype: type, numbers=hostile) -> None:
         self.rule = rule
-        self.w = numbers(rng, size, dtype)
+        self.w, *self.grads = drawn(numbers, size, dtype)
         self.states = zero_states(rule, self.w)
-        self.grads = [numbers(rng, size, dtype) for _ in range(4)]
         self.options = {"weight_decay": 0.01, "maximize": True, **hyper_of(rule)}
 
     def by_oracle(self) -> list[np.ndarray]:

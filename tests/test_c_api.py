@@ -644,7 +644,7 @@ def test_threads_have_steps_and_messages_of_their_own():
     failures = []
 
     def work(i: int) -> None:
-        run = Run("adam", 3000 + i, np.float32, mild, seed=i)
+        run = Run("adam", 3000 + i, np.float32, mild)
         for _ in range(20):
             for actual, expected in zip(from_c(run), run.by_oracle(), strict=True):
                 if not np.array_equal(actual, expected):

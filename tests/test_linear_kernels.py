@@ -185,9 +185,15 @@ def test_the_cases_hold_every_choice():
     assert np.isnan(far_away["coef at last"]).any(), "divergence is to be seen"
 
 
+@functools.cache
+def on_one_thread(case):
+    """At the level that comes first."""
+    gs.set_num_threads(1)
+    return case.results(_core)
+
+
 @pytest.mark.parametrize("index", [None, np.int32])
-@pytest.mark.parametrize("threads", THREADS)
-def test_threads(level, threads, index):
+def test_threads(level, index):
     """More numbers than one thread passes over alone, 2**22, in blocks of 64 rows."""
     options = {"rows": 300, "index": index, "draws": 3}
     few, many = (14_100, 1_600) if index is None else (40_000, 5_000)
@@ -195,11 +201,11 @@ def test_threads(level, threads, index):
         Case("logistic", dtype=np.float32, features=few, **options),
         Case("softmax", features=many, outputs=9, weights="unequal", **options),
     ):
-        gs.set_num_threads(1)
         # The oracle takes long for so many sparse numbers.
-        expected = oracle_results(case) if index is None else case.results(_core)
-        gs.set_num_threads(threads)
-        assert_same(case.results(_core), expected, str(case))
+        expected = (oracle_results if index is None else on_one_thread)(case)
+        for threads in THREADS:
+            gs.set_num_threads(threads)
+            assert_same(case.results(_core), expected, f"{threads} threads, {case}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -38,7 +38,7 @@ VARIANTS = [
     ("ScheduleFreeSGD", {"lr": 0.05, "warmup_steps": 3, "r": 1.5}),
     ("ScheduleFreeAdamW", {"lr": 0.05, "warmup_steps": 3, "weight_lr_power": 0.5}),
 ]
-VARIANTS += [(name, OPTIONS[name]) for name in gt.CLASSES.keys() - dict(VARIANTS).keys()]
+VARIANTS += [(name, OPTIONS[name]) for name in gt.CLASSES if name not in dict(VARIANTS)]
 
 
 @pytest.fixture
