@@ -221,9 +221,10 @@ def test_what_is_no_gradient_is_refused_by_name(make, error, message):
 def test_what_numpy_has_no_dtype_for_is_a_gradient_alone():
     with pytest.raises(TypeError, match=r"got Tensor of dtype torch\.bfloat16: "):
         gs.Adam(torch.ones(4, dtype=torch.bfloat16))
-    w = np.ones(4)
-    gs.SGD(w, lr=1.0).step(torch.ones(4, dtype=torch.bfloat16))
-    assert_same_bits(w, np.zeros(4))
+    for dtype in (np.float32, np.float64):
+        w = np.ones(4, dtype)
+        gs.SGD(w, lr=1.0).step(torch.ones(4, dtype=torch.bfloat16))
+        assert_same_bits(w, np.zeros(4, dtype))
 
 
 def test_memory_is_held_as_long_as_the_optimizer_lives():

@@ -29,6 +29,11 @@ KERNEL = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
     r"(sweep|measure|sum_tile|take_factors)<.*::(\w+)<(?:float|double)>, (\w+)>"
 )
+#: The kernels of pairs, by how memory holds the parameter.
+PAIRS = re.compile(
+    r"gradstep::(\w+)::\(anonymous namespace\)::"
+    r"sweep_pairs<.*::(\w+)Pairs, .*::(\w+)<float> ?>\([^()]*\)$"
+)
 #: The kernels of dense rows, with their template arguments.
 ROWS = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
@@ -99,6 +104,22 @@ def test_each_kernel_is_vectorised(level):
         assert any(m.endswith("mul" + suffix) for m in wide), (
             f"{name}<{struct}<{dtype}>> is not vectorised"
         )
+
+
+@pytest.mark.parametrize("level", REGISTER)
+def test_each_kernel_of_pairs_is_vectorised(level):
+    held = [rule for rule in RULES.values() if rule.any_storage]
+    expected = {"BFloat16": len(held), "Float32": len([rule for rule in held if rule.states])}
+    count = collections.Counter()
+    for name, code in functions().items():
+        match = PAIRS.search(name)
+        if match is None or match[1] != level:
+            continue
+        products = [operands for m, operands in code if m.removeprefix("v") == "mulps"]
+        assert any(REGISTER[level] in operands for operands in products), name
+        assert not [m for m, _ in code if m.startswith("call") or FUSED.match(m)], name
+        count[match[2]] += 1
+    assert count == expected
 
 
 @pytest.mark.parametrize("level", REGISTER)

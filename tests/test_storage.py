@@ -278,18 +278,6 @@ def test_what_does_not_go():
     assert opt.t == 2
 
 
-def test_gradients_of_torch():
-    """Which come through DLPack, in all these types."""
-    torch = pytest.importorskip("torch")
-    results = []
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        w = np.ones(5, np.float32)
-        gs.Adam(w, lr=0.1).step(torch.full((5,), 0.5, dtype=dtype))
-        results.append(w)
-    assert_same_bits(results[0], results[2])
-    assert_same_bits(results[1], results[2])
-
-
 def test_without_ml_dtypes(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
     with pytest.raises(ValueError, match=r"pip install 'gradstep\[bfloat16\]'"):

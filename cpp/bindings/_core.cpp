@@ -65,13 +65,22 @@ const PyObject* shared_dtype() {
   return dtype;
 }
 
-// The same for each storage that a dtype stands for. NumPy knows bfloat16 where ml_dtypes has told it.
+// The two of 16 bits. ml_dtypes tells NumPy of bfloat16, at some time or never.
+constexpr int half_number = 23;  // which NumPy has for float16
+const PyObject* shared_half = nullptr;
+const PyObject* shared_bfloat16 = nullptr;
+
+// How memory holds the elements of a dtype; nothing where steps do not take it.
 std::optional<Storage> storage_of(const py::dtype& dtype) {
   if (dtype.num() == py::dtype::num_of<float>()) return Storage::float32;
   if (dtype.num() == py::dtype::num_of<double>()) return Storage::float64;
-  constexpr int half = 23;  // NumPy's number of it
-  if (dtype.num() == half) return Storage::float16;
-  if (dtype.kind() == 'V' && dtype.itemsize() == 2 && text(dtype) == "bfloat16") return Storage::bfloat16;
+  // Kept alive, so that no other dtype can come to lie at its address.
+  const auto remember = [&](const PyObject*& place) {
+    if (!place && dtype.attr("isnative").cast<bool>()) place = dtype.inc_ref().ptr();
+  };
+  if (dtype.num() == half_number) return remember(shared_half), Storage::float16;
+  if (dtype.kind() == 'V' && dtype.itemsize() == 2 && text(dtype) == "bfloat16")
+    return remember(shared_bfloat16), Storage::bfloat16;
   return std::nullopt;
 }
 
@@ -79,6 +88,8 @@ std::optional<Storage> storage_of(const py::dtype& dtype) {
 std::optional<Storage> storage_of(const PyObject* dtype) {
   if (dtype == shared_dtype<float>()) return Storage::float32;
   if (dtype == shared_dtype<double>()) return Storage::float64;
+  if (dtype && dtype == shared_bfloat16) return Storage::bfloat16;
+  if (dtype && dtype == shared_half) return Storage::float16;
   return std::nullopt;
 }
 

@@ -18,7 +18,7 @@ namespace {
 template <class T>
 struct Prelude {
   T scale, clip, clip_value, coupled, shrink;
-  T couples;  // 0 or 1: a large loop is not vectorised where it selects by a bool
+  Flag<T> couples;
 
   Prelude(const Step& step, Decay decay)
       : scale(T(step.maximize ? -step.grad_scale : step.grad_scale)),
@@ -26,14 +26,14 @@ struct Prelude {
         clip_value(T(step.clip_value)),
         coupled(T(step.weight_decay)),
         shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
-        couples(T(decay == Decay::coupled && step.weight_decay != 0)) {}
+        couples(decay == Decay::coupled && step.weight_decay != 0) {}
 
   T scaled(T g) const { return clip * (scale * g); }
 
   T operator()(T& w, T g) const {
     w = shrink * w;
     g = clipped(scaled(g), clip_value);
-    return couples != 0 ? g + coupled * w : g;
+    return couples ? g + coupled * w : g;
   }
 };
 

@@ -19,6 +19,18 @@ namespace {
 [[maybe_unused]] inline float root(float x) { return ::sqrtf(x); }
 [[maybe_unused]] inline double root(double x) { return ::sqrt(x); }
 
+/// Yes or no, as a number: a large loop is not vectorised where it selects by a bool.
+template <class T>
+class Flag {
+ public:
+  Flag() = default;
+  Flag(bool yes) : number_(yes ? T(1) : T(0)) {}
+  operator bool() const { return number_ != 0; }
+
+ private:
+  T number_;
+};
+
 /// The nearest number to x within plus and minus the limit; NaN stays.
 template <class T>
 GRADSTEP_INLINE T clipped(T x, T limit) {

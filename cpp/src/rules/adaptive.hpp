@@ -97,7 +97,7 @@ struct RAdam : Adam<T> {
       {"m", "v"}};
 
   T rectified;
-  bool adapts;
+  Flag<T> adapts;
 
   RAdam(const Hyper& h, std::int64_t t) : Adam<T>({h.lr, h.beta1, h.beta2, h.eps, 1}, t) {
     const double rest = 1 - power(h.beta2, t), r_inf = 2 / (1 - h.beta2) - 1;
@@ -238,7 +238,7 @@ struct ADOPT {
   static constexpr Spec spec = variant(RAdam<T>::spec, "adopt", {"m", "v"});
 
   T lr, beta1, rest1, beta2, rest2, eps, limit;
-  bool first;
+  Flag<T> first;
 
   ADOPT(const Hyper& h, std::int64_t t)
       : lr(T(h.lr)),

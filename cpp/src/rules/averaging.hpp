@@ -23,7 +23,7 @@ struct ASGD {
                              {"ax"}};
 
   T shrink, eta, share;
-  bool averages;
+  Flag<T> averages;
 
   ASGD(const Hyper& h, std::int64_t t) {
     const double before = static_cast<double>(t - 1), rate = h.lr / power(1 + h.lambd * h.lr * before, h.alpha);
@@ -55,7 +55,7 @@ struct ScheduleFreeSGD {
                              {"z"}};
 
   T lr, share, of_point;
-  bool first;
+  Flag<T> first;
 
   ScheduleFreeSGD(const Hyper& h, std::int64_t t)
       : lr(T(h.lr)), share(T(h.share)), of_point(T(h.lr * (1 - h.momentum * (1 - h.share)))), first(t == 1) {}

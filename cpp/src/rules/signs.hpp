@@ -27,7 +27,7 @@ struct Rprop {
                              {"prev", "step_size"}};
 
   T lr, etaminus, etaplus, step_min, step_max;
-  bool first;
+  Flag<T> first;
 
   Rprop(const Hyper& h, std::int64_t t)
       : lr(T(h.lr)),
@@ -43,7 +43,7 @@ struct Rprop {
     size = size < step_min ? step_min : size;
     size = size > step_max ? step_max : size;
     const T kept = turn < 0 ? T(0) : g;
-    w = w - sign(kept) * size;
+    w = w - (turn < 0 ? T(0) : sign(g)) * size;  // not sign(kept): GCC vectorises this
     prev = kept;
     step_size = size;
   }

@@ -36,7 +36,7 @@ struct SGDMomentum {
       {"b"}};
 
   T lr, momentum, undamped;
-  bool first;
+  Flag<T> first;
 
   SGDMomentum(const Hyper& h, std::int64_t t)
       : lr(T(h.lr)), momentum(T(h.momentum)), undamped(T(1 - h.dampening)), first(t == 1) {}
@@ -59,7 +59,7 @@ struct SGDNesterov {
   static constexpr Spec spec{"sgd_nesterov", {{"lr", Range::non_negative}, {"momentum", Range::non_negative}}, {"b"}};
 
   T lr, momentum;
-  bool first;
+  Flag<T> first;
 
   SGDNesterov(const Hyper& h, std::int64_t t) : lr(T(h.lr)), momentum(T(h.momentum)), first(t == 1) {}
 
