@@ -832,7 +832,7 @@ PYBIND11_MODULE(_core, m) {
       .def("state_shape", state_shape_by_name, py::arg("state"), py::arg("shape"),
            "The shape of a state beside a parameter of this shape. Rows are an axis more, in front.")
       .def("has_state", has_state_by_name, py::arg("state"), py::arg("axes"),
-           "Whether there is such a state beside a parameter of so many axes. Otherwise it has no elements.")
+           "Whether there is such a state beside a parameter of so many axes; otherwise it is empty.")
       .def("check_hyper", check_hyper_by_name, py::arg("name"), py::arg("value"), py::arg("single_precision"),
            "Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.");
   m.def("rules", rules, "Every rule, in order of increasing complexity.");
