@@ -171,13 +171,15 @@ def test_fifty_steps_beside_pytorch(name, options, common):
     assert (ours.detach() - start).abs().max() > 1e-3
 
 
-def test_each_parameter_counts_its_own_steps():
+@pytest.mark.parametrize("name", ["Adam", "Adafactor", "SparseAdam"])
+def test_each_parameter_counts_its_own_steps(name):
     """One without a gradient is left alone; one that joins late begins at its first step."""
     ours, theirs = parameters((3,), (4,), (2, 2)), parameters((3,), (4,), (2, 2))
-    opt, their_opt = gt.Adam(ours, lr=0.1), torch.optim.Adam(theirs, lr=0.1)
+    opt = getattr(gt, name)(ours, lr=0.1)
+    their_opt = getattr(torch.optim, name)(theirs, lr=0.1)
     for t in range(6):
         for params in (ours, theirs):
-            give_gradients(params, t)
+            give_gradients(params, t, opt=opt)
             if t < 3:
                 params[1].grad = None
             if t % 2:
@@ -669,7 +671,14 @@ SCHEDULERS = {
 @pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("Adam", {}), ("SGD", {"momentum": 0.9}), ("NAdam", {}), ("ASGD", {"lambd": 0.02})],
+    [
+        ("Adam", {}),
+        ("SGD", {"momentum": 0.9}),
+        ("NAdam", {}),
+        ("ASGD", {"lambd": 0.02}),
+        ("Adafactor", {}),
+        ("SparseAdam", {}),
+    ],
     ids=str,
 )
 def test_schedulers(name, options, scheduler):
@@ -680,7 +689,7 @@ def test_schedulers(name, options, scheduler):
         schedule = SCHEDULERS[scheduler](torch.optim.lr_scheduler, opt)
         rates.append([])
         for t in range(15):
-            give_gradients(params, t)
+            give_gradients(params, t, opt=opt)
             opt.step()
             schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
             rates[-1].append(opt.param_groups[0]["lr"])
@@ -1159,6 +1168,13 @@ def test_rows_of_another_dtype_or_shape_or_shared_memory():
         [[1]], params[0].data[2:3], (6, 3), check_invariants=False
     )
     with pytest.raises(ValueError, match=re.escape("params[0] (shape (6, 3)) shares memory with")):
+        opt.step()
+    untouched = opt.state[params[0]]["exp_avg"].view(torch.int64)[5:, :1]
+    params[0].grad = torch.sparse_coo_tensor(
+        untouched, kept[0][0][:1].clone(), (6, 3), check_invariants=False
+    )
+    message = "the indices of the gradient of params[0] (shape (6, 3)) shares memory with a state"
+    with pytest.raises(ValueError, match=re.escape(message)):
         opt.step()
 
 

@@ -9,6 +9,11 @@ A step either fits as a whole or changes nothing: a tensor that cannot be update
 before any other has moved. Parameters and states may have their axes in any order in memory; a
 gradient whose axes are in another order than its parameter's is copied into that order first.
 
+`SparseAdam` and `SparseAdagrad` take sparse gradients, such as those of an embedding, and move the
+rows that these have; so do `SGD` and `Adagrad`, where they keep no running mean and shrink nothing.
+A parameter with a sparse gradient is contiguous, and so is a matrix of `Adafactor` or `Muon`.
+`Muon` iterates in the dtype of the parameter, PyTorch's in bfloat16.
+
 Example:
     >>> import torch, gradstep.torch
     >>> model = torch.nn.Linear(3, 1)
@@ -52,7 +57,7 @@ CLASSES = {
     and all(CORE_RULES[rule].row_state is None for rule in cls.rules)
 }
 
-#: The rules by which a row rests whose gradient is 0, so that a sparse gradient is as good.
+#: The rules by which a row rests where its gradient is 0, so that a sparse one is as good.
 RESTING = ("sgd", "adagrad")
 
 __all__ = [*CLASSES, "BackwardSteps", "step_in_backward"]
@@ -253,7 +258,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: a hyper-parameter out of its range; a parameter, gradient or state that is
-                no dense float32 or float64 tensor in the memory of the CPU, by name.
+                no dense float32 or float64 tensor in the memory of the CPU, by name, unless it is a
+                sparse gradient, with one sparse dimension, of a rule for rows.
         """
         loss = None
         if closure is not None:
