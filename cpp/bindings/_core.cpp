@@ -197,19 +197,7 @@ void check_same_shape(const py::array& array, const Label& label, const py::arra
                           shape_text(array));
 }
 
-using Shape = std::vector<py::ssize_t>;
-
 Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
-
-// The shape of a state beside a parameter of some shape. Where second moments are factored along the last two axes, an
-// array that has two needs the factors alone, and another one none of them.
-Shape state_shape(const Spec& spec, int state, Shape shape) {
-  if (spec.row_factor < 0) return shape;
-  const bool is_matrix = shape.size() > 1, is_factor = state >= spec.row_factor;
-  if (is_matrix != is_factor) return {0};
-  if (is_factor) *(shape.end() - (state == spec.row_factor ? 1 : 2)) = 1;
-  return shape;
-}
 
 void check_state_shape(const py::array& array, const Label& label, const Spec& spec, int state,
                        const py::array& param) {
@@ -217,12 +205,6 @@ void check_state_shape(const py::array& array, const Label& label, const Spec& s
   if (shape_of(array) != shape)
     throw py::value_error(label + " must have the shape " + text(py::tuple(py::cast(shape))) + ", got " +
                           shape_text(array));
-}
-
-Matrices matrices_of(const Spec& spec, const py::array& param) {
-  const py::ssize_t axes = param.ndim();
-  if (spec.row_factor < 0 || axes < 2) return {0, 0};
-  return {param.shape(axes - 2), param.shape(axes - 1)};
 }
 
 // Which rows of a parameter a gradient has.
@@ -235,12 +217,6 @@ RowIndices check_indices(const py::object& object, const Label& label) {
   check_layout(array, label);
   if (array.ndim() != 1) throw py::value_error(label + " must have one axis, got shape " + shape_text(array));
   return {array.data(), dtype.itemsize() == 8, array.size()};
-}
-
-// What claims compare: elements of 4 or 8 bytes.
-Memory memory_of(const RowIndices& indices) {
-  return {reinterpret_cast<std::uintptr_t>(indices.data), indices.count,
-          indices.wide ? Storage::float64 : Storage::float32};
 }
 
 void check_row_shape(const py::array& rows, const Label& label, std::int64_t count, const py::array& param,
@@ -398,7 +374,7 @@ class Plan {
               {param.data(), nullptr, {}},
               param.size,
               storage_bytes[static_cast<int>(arithmetic)]};
-      job.buffers.matrices = matrices_of(spec, slot.param.array());
+      job.buffers.matrices = matrices_of(spec, shape_of(slot.param.array()));
       (single_precision ? single_precision_ : double_precision_) = true;
       size_ += param.size;
       claims_.add(param, label(0, i));
@@ -881,11 +857,19 @@ int streams(const Spec& spec) {
   return spec.streams > 0 ? spec.streams : 2 * written + 1 + spec.gradients;
 }
 
+int state_named(const Spec& spec, const std::string& state) {
+  for (int k = 0; k < state_count(spec); ++k)
+    if (state == spec.states[k]) return k;
+  throw py::key_error(std::string(spec.name) + " has no state " + state);
+}
+
 py::typing::Tuple<int, py::ellipsis> state_shape_by_name(const Spec& spec, const std::string& state,
                                                          const Shape& shape) {
-  for (int k = 0; k < state_count(spec); ++k)
-    if (state == spec.states[k]) return py::tuple(py::cast(state_shape(spec, k, shape)));
-  throw py::key_error(std::string(spec.name) + " has no state " + state);
+  return py::tuple(py::cast(state_shape(spec, state_named(spec, state), shape)));
+}
+
+bool has_state_by_name(const Spec& spec, const std::string& state, std::size_t axes) {
+  return has_state(spec, state_named(spec, state), axes);
 }
 
 py::typing::Optional<py::str> row_state(const Spec& spec) {
@@ -945,6 +929,8 @@ PYBIND11_MODULE(_core, m) {
           "Whether each array has a factor of its own, which follows from norms over it.")
       .def("state_shape", state_shape_by_name, py::arg("state"), py::arg("shape"),
            "The shape of a state beside a parameter of this shape. Rows are an axis more, in front.")
+      .def("has_state", has_state_by_name, py::arg("state"), py::arg("axes"),
+           "Whether there is such a state beside a parameter of so many axes; otherwise it is empty.")
       .def("check_hyper", check_hyper_by_name, py::arg("name"), py::arg("value"), py::arg("single_precision"),
            "Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.");
   m.def("rules", rules, "Every rule, in order of increasing complexity.");

@@ -22,6 +22,7 @@
 #include "claims.hpp"
 #include "compiler.hpp"
 #include "levels.hpp"
+#include "row_jobs.hpp"
 #include "shared.hpp"
 #include "step.hpp"
 #include "threads.hpp"
@@ -40,6 +41,12 @@ py::object attribute(const py::handle& object, const py::str& name) {
 
 py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 
+constexpr const char* sparse_layout = "torch.sparse_coo";
+
+bool is_sparse(const py::handle& object) {
+  return py::hasattr(object, "layout") && text(object.attr("layout")) == sparse_layout;
+}
+
 // What a message shows of an object that should have been another tensor.
 std::string shown(const py::handle& object) {
   if (!py::hasattr(object, "layout")) return text(py::repr(object));
@@ -47,7 +54,9 @@ std::string shown(const py::handle& object) {
   for (const char* name : {"dtype", "device", "layout"})
     all += (all.empty() ? "" : ", ") + text(py::repr(object.attr(name)));
   all += ", shape " + text(py::tuple(py::list(object.attr("shape"))));
-  if (text(object.attr("layout")) == "torch.strided") all += ", strides " + text(object.attr("stride")());
+  const std::string layout = text(object.attr("layout"));
+  if (layout == "torch.strided") all += ", strides " + text(object.attr("stride")());
+  if (layout == sparse_layout) all += ", sparse_dim " + text(object.attr("sparse_dim")());
   return all;
 }
 
@@ -85,17 +94,47 @@ Memory memory_of(const dlpack::Tensor& tensor) {
   return {address(tensor), element_count(tensor), tensor.dtype.bits == 32 ? Storage::float32 : Storage::float64};
 }
 
+Shape shape_of(const dlpack::Tensor& tensor) { return {tensor.shape, tensor.shape + tensor.ndim}; }
+
 // The hyper-parameters in the rule's order, weight decay and maximize.
 using Scalars = std::tuple<std::vector<double>, double, bool>;
 
 // Of the steps so far and the numbers that each step moves on: the scalars of the next one, and those numbers then.
 using Advance = py::typing::Callable<std::tuple<Scalars, std::vector<double>>(std::int64_t, std::vector<double>)>;
 
-// What a step takes from one parameter group: its tensors, the rule, the names of the rule's states, whether a state
-// "step" counts, the names of the numbers that each step moves on, and the scalars, where there are no such numbers, or
-// what gives them.
-using Group = std::tuple<py::typing::List<py::object>, std::string, std::vector<py::str>, bool, std::vector<py::str>,
-                         std::variant<Scalars, Advance>>;
+// Of gradients and the states beside them: what the rule reads beside both, laid out as they are.
+using Form = py::typing::Callable<std::vector<py::object>(py::typing::List<py::object>, py::typing::List<py::object>)>;
+
+// A rule, as the parameters of a group have it.
+struct TensorRule {
+  TensorRule(const std::string& rule, std::vector<py::str> state_names, bool counts, std::vector<py::str> progress,
+             bool dense, bool sparse)
+      : place(rule_named(rule)),
+        spec(active_level().table().entries[place].spec),
+        states(std::move(state_names)),
+        progress(std::move(progress)),
+        counts(counts),
+        dense(dense),
+        sparse(sparse) {
+    if (static_cast<int>(states.size()) + spec.gradients != state_count(spec))
+      throw py::value_error(rule + ": wrong number of states");
+  }
+
+  // Whether it matters in which order the axes lie.
+  bool has_matrices() const { return spec.row_factor >= 0 || spec.gradients > 0; }
+
+  int place;
+  const Spec& spec;
+  std::vector<py::str> states;    // the names of those that are kept from step to step
+  std::vector<py::str> progress;  // and of the numbers that each step moves on
+  bool counts;                    // whether a state "step" counts
+  bool dense, sparse;             // which gradients it takes
+};
+
+// What a step takes from one parameter group: its tensors, the rule, the scalars, or, where each step moves numbers on,
+// what gives them, and, where the rule reads more than gradients and states, what forms that.
+using Group =
+    std::tuple<py::typing::List<py::object>, const TensorRule*, std::variant<Scalars, Advance>, std::optional<Form>>;
 
 class TensorSteps {
  public:
@@ -109,10 +148,13 @@ class TensorSteps {
     optimizer_ = optimizer;
     collect(optimizer, groups);
     make_states(optimizer, groups);
+    form_inputs(optimizer, groups);
     check_apart();
     const Table& table = active_level().table();
     fold(groups, table);
     const int threads = get_num_threads();
+    touch_rows(threads);
+    keep_states(optimizer);
     py::list params(slots_.size());
     for (std::size_t i = 0; i < slots_.size(); ++i) params[i] = slots_[i].param;
     increment_version_(params);  // as PyTorch's own operations do, so that autograd knows of the change
@@ -121,10 +163,11 @@ class TensorSteps {
       std::optional<py::gil_scoped_release> release;
       if (size_ >= worth_releasing) release.emplace();
       update(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, Denormals::keep);
+      if (row_jobs_.count() > 0) update(row_jobs_.jobs(), row_jobs_.count(), threads, Denormals::keep);
     }
     for (const Slot& slot : slots_) {
       slot.count.write(slot.t);
-      const std::vector<py::str>& names = std::get<4>(groups[slot.group]);
+      const std::vector<py::str>& names = rule_of(groups, slot).progress;
       for (std::size_t k = 0; k < names.size(); ++k)
         if (PyDict_SetItem(slot.state.ptr(), names[k].ptr(), slot.folded->progress[k].ptr()))
           throw py::error_already_set();
@@ -156,13 +199,19 @@ class TensorSteps {
   // A parameter that has a gradient, for the time of a step.
   struct Slot {
     py::object param, grad, state;  // state: null where the rule has none, or until it is made
-    std::size_t group;
-    Memory memory, grad_memory;
-    Memory states[max_states];
-    std::int64_t t;  // of this step, from 1
+    std::size_t group = 0;
+    Memory memory{}, grad_memory{};
+    Memory states[max_states]{};
+    std::int64_t t = 2;  // of this step, from 1; where nobody counts, any but the first
     Count count;
     std::vector<double> progress;  // before this step
     const Folded* folded = nullptr;
+    Matrices matrices{0, 0};
+    py::object formed;  // what its rule reads beside gradient and states; null: nothing
+    Memory formed_memory{};
+    py::object indices, rows;  // of a sparse gradient; null: it is dense
+    RowIndices row_indices{};
+    std::int64_t row_count = 0;  // of the parameter
   };
 
   struct Hold {
@@ -190,21 +239,24 @@ class TensorSteps {
     find_states(optimizer, total);
     slots_.reserve(total);
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const auto& [params, rule, state_names, counts, progress, scalars] = groups[g];
-      const bool keeps = counts || !state_names.empty();
+      const auto& [params, rule, scalars, form] = groups[g];
+      const bool keeps = rule->counts || !rule->states.empty();
       for (std::size_t i = 0; i < params.size(); ++i) {
         const auto param =
             py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)));
         py::object grad = attribute(param, grad_name_);
         if (grad.is_none()) continue;
-        Slot slot{param, std::move(grad), {}, g, {}, {}, {}, 2, {}, {}};
+        Slot slot;
+        slot.param = param;
+        slot.grad = std::move(grad);
+        slot.group = g;
         dlpack::Tensor its;
-        look_at(optimizer, slot, its);
+        look_at(optimizer, slot, its, *rule);
         size_ += slot.memory.size;
         if (keeps) {
           slot.state = state_of(param);
           if (slot.state)
-            attach_states(optimizer, slot, its, groups[g]);
+            attach_states(optimizer, slot, its, *rule);
           else
             missing_.push_back(slots_.size());
         }
@@ -231,20 +283,26 @@ class TensorSteps {
   }
 
   // Checks a parameter and its gradient.
-  void look_at(const py::object& optimizer, Slot& slot, dlpack::Tensor& its) const {
+  void look_at(const py::object& optimizer, Slot& slot, dlpack::Tensor& its, const TensorRule& rule) const {
     const auto fits = [](const dlpack::Tensor& tensor) { return holds(tensor, tensor.dtype.bits == 32 ? 32 : 64); };
     if (!see(slot.param.ptr(), its) || !fits(its) || !is_dense(its) || is_negated_element(its, slot.param))
       throw py::value_error(name(optimizer, slot.param) +
                             " must be a dense float32 or float64 tensor in the memory of the CPU, got " +
                             shown(slot.param));
     slot.memory = memory_of(its);
+    if (rule.has_matrices()) {
+      check_order(optimizer, slot, its, "whose rows and columns are its rule's");
+      slot.matrices = matrices_of(rule.spec, shape_of(its));
+    }
     dlpack::Tensor grad;
     const auto like = [&] {
       return see(slot.grad.ptr(), grad) && fits(grad) && grad.dtype.bits == its.dtype.bits && same_shape(grad, its);
     };
-    bool matches = like();
+    bool matches = rule.dense && like();
+    if (!matches && rule.sparse && is_sparse(slot.grad)) return look_at_rows(optimizer, slot, its, rule);
     if (!matches || !same_layout(grad, its) || is_negated_element(grad, slot.grad)) {
-      const bool dense = py::hasattr(slot.grad, "is_sparse") && text(slot.grad.attr("layout")) == "torch.strided" &&
+      const bool dense = rule.dense && py::hasattr(slot.grad, "is_sparse") &&
+                         text(slot.grad.attr("layout")) == "torch.strided" &&
                          slot.grad.attr("dtype").is(slot.param.attr("dtype")) &&
                          slot.grad.attr("device").equal(slot.param.attr("device")) &&
                          slot.grad.attr("shape").equal(slot.param.attr("shape"));
@@ -256,34 +314,79 @@ class TensorSteps {
         matches = false;
       }
     }
-    if (!matches)
-      throw py::value_error("the gradient of " + name(optimizer, slot.param) +
-                            " must be a dense tensor of its shape and dtype in the memory of the CPU, got " +
-                            shown(slot.grad));
+    if (!matches) refuse_gradient(optimizer, slot, rule);
     slot.grad_memory = memory_of(grad);
   }
 
-  void attach_states(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its, const Group& group) const {
-    const auto& [params, rule, names, counts, progress, scalars] = group;
+  // Checks a sparse gradient, which has some rows of its parameter, in any order and any of them more than once.
+  void look_at_rows(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its, const TensorRule& rule) const {
+    for (const char* attribute : {"dtype", "device", "shape"})
+      if (!slot.grad.attr(attribute).equal(slot.param.attr(attribute))) refuse_gradient(optimizer, slot, rule);
+    if (!slot.grad.attr("sparse_dim")().equal(py::int_(1))) refuse_gradient(optimizer, slot, rule);
+    check_order(optimizer, slot, its, "whose rows a sparse gradient has");
+    // Those of an expanded gradient are not contiguous. They are only read, so nothing is lost by a copy.
+    slot.indices = slot.grad.attr("_indices")().attr("contiguous")();
+    slot.rows = slot.grad.attr("_values")().attr("resolve_neg")().attr("contiguous")();
+    dlpack::Tensor indices, rows;
+    const bool indexed = see(slot.indices.ptr(), indices) && indices.dtype.code == dlpack::signed_integer &&
+                         indices.dtype.bits == 64 && is_contiguous(indices);
+    std::int64_t size = indexed ? element_count(indices) : 0;
+    for (std::int32_t i = 1; i < its.ndim; ++i) size *= its.shape[i];
+    if (!indexed || !see(slot.rows.ptr(), rows) || !holds(rows, its.dtype.bits) || !is_contiguous(rows) ||
+        element_count(rows) != size)
+      refuse_gradient(optimizer, slot, rule);
+    slot.row_indices = {reinterpret_cast<const void*>(address(indices)), /*wide=*/true, element_count(indices)};
+    slot.row_count = its.shape[0];
+    slot.grad_memory = memory_of(rows);
+  }
+
+  static void check_order(const py::object& optimizer, const Slot& slot, const dlpack::Tensor& its,
+                          const char* reason) {
+    if (!is_contiguous(its))
+      throw py::value_error(name(optimizer, slot.param) + ", " + reason + ", must be contiguous, got " +
+                            shown(slot.param));
+  }
+
+  [[noreturn]] static void refuse_gradient(const py::object& optimizer, const Slot& slot, const TensorRule& rule) {
+    const char* const wanted = !rule.sparse  ? "a dense tensor of its shape and dtype"
+                               : !rule.dense ? "a sparse tensor of its shape and dtype, with one sparse dimension,"
+                                             : "a tensor of its shape and dtype, dense or with one sparse dimension,";
+    const char* const advice = !rule.sparse && is_sparse(slot.grad)
+                                   ? "; sparse gradients are for SparseAdam and the like"
+                               : !rule.dense && !is_sparse(slot.grad) ? "; dense gradients are for Adam and the like"
+                                                                      : "";
+    throw py::value_error("the gradient of " + name(optimizer, slot.param) + " must be " + wanted +
+                          " in the memory of the CPU, got " + shown(slot.grad) + advice);
+  }
+
+  void attach_states(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its, const TensorRule& rule) const {
     dlpack::Tensor tensor;
-    for (std::size_t k = 0; k < names.size(); ++k) {
-      const py::handle state = item(optimizer, slot, names[k]);
-      if (!see(state.ptr(), tensor) || !holds(tensor, its.dtype.bits) || !same_shape(tensor, its) ||
-          !same_layout(tensor, its) || is_negated_element(tensor, state))
-        throw py::value_error("state " + text(py::repr(names[k])) + " of " + name(optimizer, slot.param) +
-                              " must be laid out as its parameter is, " + shown(slot.param) + ", got " + shown(state));
+    const auto axes = static_cast<std::size_t>(its.ndim);
+    for (std::size_t k = 0; k < rule.states.size(); ++k) {
+      if (!has_state(rule.spec, static_cast<int>(k), axes)) continue;
+      const py::handle state = item(optimizer, slot, rule.states[k]);
+      const bool held = see(state.ptr(), tensor) && holds(tensor, its.dtype.bits) && !is_negated_element(tensor, state);
+      if (rule.spec.row_factor >= 0 && axes > 1) {
+        const Shape shape = state_shape(rule.spec, static_cast<int>(k), shape_of(its));
+        if (!held || shape_of(tensor) != shape || !is_contiguous(tensor))
+          throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be contiguous, of the shape " +
+                                text(py::tuple(py::cast(shape))) + " and its parameter's dtype, got " + shown(state));
+      } else if (!held || !same_shape(tensor, its) || !same_layout(tensor, its)) {
+        throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be laid out as its parameter is, " +
+                              shown(slot.param) + ", got " + shown(state));
+      }
       slot.states[k] = memory_of(tensor);
     }
     slot.progress.clear();
-    for (const py::str& key : progress) {
+    for (const py::str& key : rule.progress) {
       const py::handle number = item(optimizer, slot, key);
       const double value = PyFloat_Check(number.ptr()) ? PyFloat_AS_DOUBLE(number.ptr()) : -1;
       if (!(value >= 0 && value < HUGE_VAL))
-        throw py::value_error("state " + text(py::repr(key)) + " of " + name(optimizer, slot.param) +
-                              " must be a float, finite and at least 0, got " + text(py::repr(number)));
+        throw py::value_error(described(optimizer, slot, key) + " must be a float, finite and at least 0, got " +
+                              text(py::repr(number)));
       slot.progress.push_back(value);
     }
-    if (!counts) return;
+    if (!rule.counts) return;
     const py::handle count = item(optimizer, slot, step_name_);
     const bool known =
         see(count.ptr(), tensor) && holds(tensor, tensor.dtype.bits == 32 ? 32 : 64) && element_count(tensor) == 1;
@@ -298,6 +401,10 @@ class TensorSteps {
     slot.t = static_cast<std::int64_t>(taken) + 1;
   }
 
+  static std::string described(const py::object& optimizer, const Slot& slot, const py::str& state) {
+    return "state " + text(py::repr(state)) + " of " + name(optimizer, slot.param);
+  }
+
   static py::handle item(const py::object& optimizer, const Slot& slot, const py::str& key) {
     PyObject* const value = PyDict_GetItemWithError(slot.state.ptr(), key.ptr());
     if (!value && PyErr_Occurred()) throw py::error_already_set();
@@ -307,7 +414,11 @@ class TensorSteps {
     return value;
   }
 
-  // The states of those that have none: made when all else has been found to fit, and kept when all are made.
+  static const TensorRule& rule_of(const std::vector<Group>& groups, const Slot& slot) {
+    return *std::get<1>(groups[slot.group]);
+  }
+
+  // The states of those that have none: made when all else has been found to fit.
   void make_states(const py::object& optimizer, const std::vector<Group>& groups) {
     if (missing_.empty()) return;
     py::list indices, params;
@@ -316,16 +427,58 @@ class TensorSteps {
       params.append(slots_[i].param);
     }
     const py::list made = optimizer.attr("_new_states")(indices, params);
-    const py::object kept = optimizer.attr("state");
     for (std::size_t n = 0; n < missing_.size(); ++n) {
       Slot& slot = slots_[missing_[n]];
       slot.state = made[n];
-      dlpack::Tensor its;
-      look_at(optimizer, slot, its);
-      attach_states(optimizer, slot, its, groups[slot.group]);
+      look_again(optimizer, slot, groups);
       if (!slot.count.place) slot.t = 1;
     }
+  }
+
+  // Keeps them, when nothing can be wrong any more.
+  void keep_states(const py::object& optimizer) const {
+    if (missing_.empty()) return;
+    const py::object kept = optimizer.attr("state");
     for (const std::size_t i : missing_) kept[slots_[i].param] = slots_[i].state;
+  }
+
+  // Checks what Python code may have changed.
+  void look_again(const py::object& optimizer, Slot& slot, const std::vector<Group>& groups) const {
+    const TensorRule& rule = rule_of(groups, slot);
+    dlpack::Tensor its;
+    look_at(optimizer, slot, its, rule);
+    if (slot.state) attach_states(optimizer, slot, its, rule);
+  }
+
+  // What rules read beside gradients and states. The parameters have not changed yet, nor have the states.
+  void form_inputs(const py::object& optimizer, const std::vector<Group>& groups) {
+    bool any = false;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const auto& [params, rule, scalars, form] = groups[g];
+      if (!form) continue;
+      std::vector<Slot*> slots;
+      py::list grads, states;
+      for (Slot& slot : slots_) {
+        if (slot.group != g) continue;
+        slots.push_back(&slot);
+        grads.append(slot.grad);
+        states.append(slot.state);
+      }
+      if (slots.empty()) continue;
+      any = true;
+      const py::list formed = (*form)(grads, states);
+      for (std::size_t i = 0; i < slots.size(); ++i) slots[i]->formed = formed[i];
+    }
+    if (!any) return;
+    for (Slot& slot : slots_) {
+      look_again(optimizer, slot, groups);
+      if (!slot.formed) continue;
+      dlpack::Tensor tensor;
+      const bool fits = look(slot.formed.ptr(), tensor) && storage_of(tensor) == slot.memory.storage &&
+                        is_contiguous(tensor) && element_count(tensor) == slot.memory.size;
+      if (!fits) throw std::runtime_error(name(optimizer, slot.param) + " was exchanged during the step");
+      slot.formed_memory = memory_of(tensor);
+    }
   }
 
   // Makes state_of() quick: the hash of a tensor is a Python function, so many lookups cost more than a look whether
@@ -385,6 +538,8 @@ class TensorSteps {
       grads_before_.resize(slots_.size());
     }
     for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (slots_[i].indices)
+        claims_.check_free(memory_of(slots_[i].row_indices), Role{this, i, "the indices of the gradient of "});
       if (slots_[i].grad_memory == grads_before_[i]) continue;
       claims_.check_free(slots_[i].grad_memory, Role{this, i, "the gradient of "});
       grads_before_[i] = slots_[i].grad_memory;
@@ -397,9 +552,10 @@ class TensorSteps {
       return a.group == b.group && a.t == b.t && a.memory.storage == b.memory.storage && a.progress == b.progress;
     };
     std::vector<const Entry*> entries;
-    for (const Group& group : groups) entries.push_back(&table.entries[rule_named(std::get<1>(group))]);
+    for (const Group& group : groups) entries.push_back(&table.entries[std::get<1>(group)->place]);
     folded_.clear();
     jobs_.clear();
+    sparse_.clear();
     jobs_.reserve(slots_.size());
     const Slot* before = nullptr;
     for (Slot& slot : slots_) {
@@ -420,12 +576,47 @@ class TensorSteps {
               slot.memory.size,
               slot.memory.item_size()};
       for (int k = 0; k < max_states; ++k) job.buffers.states[k] = slot.states[k].data();
-      jobs_.push_back(job);
+      if (slot.formed) job.buffers.states[state_count(entries[slot.group]->spec) - 1] = slot.formed_memory.data();
+      job.buffers.matrices = slot.matrices;
+      if (slot.indices) {
+        check_no_decay(slot, groups);
+        sparse_.emplace_back(&slot, job);
+      } else {
+        jobs_.push_back(job);
+      }
     }
   }
 
+  void check_no_decay(const Slot& slot, const std::vector<Group>& groups) const {
+    const auto* const scalars = std::get_if<Scalars>(&std::get<2>(groups[slot.group]));
+    if (scalars && std::get<1>(*scalars) != 0)
+      throw py::value_error("weight_decay must be 0 where gradients are sparse, as that of " +
+                            name(optimizer_, slot.param) + " is, got " + number_text(std::get<1>(*scalars)) +
+                            ": it would move all rows");
+  }
+
+  // Finds out which rows the sparse gradients have, and sums those of the same row.
+  void touch_rows(int threads) {
+    row_jobs_.clear(/*merges=*/true);
+    if (sparse_.empty()) return;
+    std::optional<WrongIndex> wrong;
+    const Slot* slot = nullptr;
+    {
+      const py::gil_scoped_release release;
+      for (auto one = sparse_.cbegin(); one != sparse_.cend() && !wrong; ++one) {
+        slot = one->first;
+        wrong = row_jobs_.add(one->second, slot->row_count, slot->row_indices);
+      }
+      if (!wrong) row_jobs_.sum(threads, Denormals::keep);
+    }
+    if (wrong)
+      throw py::value_error("the indices of the gradient of " + name(optimizer_, slot->param) +
+                            " must be at least 0 and below " + std::to_string(slot->row_count) + ", got " +
+                            std::to_string(wrong->index) + " at position " + std::to_string(wrong->position));
+  }
+
   static void fold_one(const Kernel& kernel, const Group& group, const Slot& slot, Folded& folded) {
-    const auto& [params, rule, state_names, counts, progress, scalars] = group;
+    const auto& [params, rule, scalars, form] = group;
     std::tuple<Scalars, std::vector<double>> known;
     if (const auto* advance = std::get_if<Advance>(&scalars))
       known = py::cast<decltype(known)>((*advance)(slot.t - 1, slot.progress));
@@ -433,9 +624,11 @@ class TensorSteps {
       std::get<0>(known) = std::get<Scalars>(scalars);
     const auto& [hyper, weight_decay, maximize] = std::get<0>(known);
     const std::vector<double>& after = std::get<1>(known);
-    if (after.size() != progress.size()) throw py::value_error(rule + ": other progress after the step than before");
+    const std::string rule_name = rule->spec.name;
+    if (after.size() != rule->progress.size())
+      throw py::value_error(rule_name + ": other progress after the step than before");
     folded.progress.assign(after.begin(), after.end());
-    if (hyper.size() > max_hyper) throw py::value_error(rule + ": too many hyper-parameters");
+    if (hyper.size() > max_hyper) throw py::value_error(rule_name + ": too many hyper-parameters");
     Step step{slot.t, weight_decay, maximize, 1, 1, HUGE_VAL, false, false, {}};
     std::copy(hyper.begin(), hyper.end(), step.hyper);
     kernel.fold(step, folded.constants);
@@ -463,6 +656,8 @@ class TensorSteps {
   // By group, number of steps, whether of float32, progress; the jobs point into it.
   std::map<std::tuple<std::size_t, std::int64_t, bool, std::vector<double>>, Folded> folded_;
   std::vector<Job> jobs_;
+  std::vector<std::pair<const Slot*, Job>> sparse_;  // of all rows of those whose gradients have some
+  RowJobs row_jobs_;
   std::vector<std::pair<py::object, py::object>> entries_;  // of the optimizer's states, as they were seen last
   std::unordered_map<PyObject*, PyObject*> places_;         // the same, by parameter
   py::dict direct_;
@@ -479,13 +674,19 @@ class TensorSteps {
 }  // namespace
 
 void define_tensor_steps(py::module_& m) {
+  py::class_<TensorRule>(m, "TensorRule", "A rule, as the parameters of a group of gradstep.torch have it.")
+      .def(py::init<std::string, std::vector<py::str>, bool, std::vector<py::str>, bool, bool>(), py::arg("rule"),
+           py::arg("states"), py::arg("counts"), py::arg("progress"), py::arg("dense"), py::arg("sparse"),
+           "The names of the states that are kept, whether a state \"step\" counts, the names of the\n"
+           "numbers that each step moves on, and which gradients are taken.");
   py::class_<TensorSteps>(m, "TensorSteps", "What carries out the steps of an optimizer of gradstep.torch.")
       .def(py::init<py::object, py::object>(), py::arg("relaid"), py::arg("increment_version"))
       .def("step", &TensorSteps::step, py::arg("optimizer"), py::arg("groups"),
            "Update every tensor that has a gradient, or raise and change nothing. A group is (params,\n"
-           "rule, names of its states, whether steps are counted, names of its progress, scalars).\n"
-           "The scalars are (hyper-parameters, weight_decay, maximize), or, where there is progress,\n"
-           "a function of the steps so far and the progress that gives them and the progress then.");
+           "rule, scalars, form). The scalars are (hyper-parameters, weight_decay, maximize), or, where\n"
+           "there is progress, a function of the steps so far and the progress that gives them and the\n"
+           "progress then. Where a rule reads more than gradients and states, `form` is a function of\n"
+           "both that forms it, for each parameter; otherwise None.");
 }
 
 }  // namespace gradstep

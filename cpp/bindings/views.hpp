@@ -15,7 +15,7 @@ namespace gradstep {
 namespace dlpack {
 
 constexpr std::int32_t cpu = 1;
-constexpr std::uint8_t floating_point = 2, bfloat = 4;
+constexpr std::uint8_t signed_integer = 0, floating_point = 2, bfloat = 4;
 
 struct Device {
   std::int32_t type, id;

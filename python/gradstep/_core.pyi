@@ -14,6 +14,7 @@ __all__: list[str] = [
     "FiniteSum",
     "Plan",
     "Rule",
+    "TensorRule",
     "TensorSteps",
     "c_api",
     "check_params",
@@ -46,6 +47,10 @@ class Rule:
     ) -> None:
         """
         Raise unless the value lies in the range of this hyper-parameter, or of weight_decay.
+        """
+    def has_state(self, state: str, axes: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Whether there is such a state beside a parameter of so many axes; otherwise it is empty.
         """
     def state_shape(
         self, state: str, shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
@@ -257,6 +262,24 @@ class FiniteSum:
     @property
     def total_weight(self) -> float: ...
 
+class TensorRule:
+    """
+    A rule, as the parameters of a group of gradstep.torch have it.
+    """
+    def __init__(
+        self,
+        rule: str,
+        states: collections.abc.Sequence[str],
+        counts: bool,
+        progress: collections.abc.Sequence[str],
+        dense: bool,
+        sparse: bool,
+    ) -> None:
+        """
+        The names of the states that are kept, whether a state "step" counts, the names of the
+        numbers that each step moves on, and which gradients are taken.
+        """
+
 class TensorSteps:
     """
     What carries out the steps of an optimizer of gradstep.torch.
@@ -268,10 +291,7 @@ class TensorSteps:
         groups: collections.abc.Sequence[
             tuple[
                 list[typing.Any],
-                str,
-                collections.abc.Sequence[str],
-                bool,
-                collections.abc.Sequence[str],
+                TensorRule,
                 tuple[
                     collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
                     typing.SupportsFloat | typing.SupportsIndex,
@@ -288,14 +308,19 @@ class TensorSteps:
                         collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
                     ],
                 ],
+                collections.abc.Callable[
+                    [list[typing.Any], list[typing.Any]], collections.abc.Sequence[typing.Any]
+                ]
+                | None,
             ]
         ],
     ) -> None:
         """
         Update every tensor that has a gradient, or raise and change nothing. A group is (params,
-        rule, names of its states, whether steps are counted, names of its progress, scalars).
-        The scalars are (hyper-parameters, weight_decay, maximize), or, where there is progress,
-        a function of the steps so far and the progress that gives them and the progress then.
+        rule, scalars, form). The scalars are (hyper-parameters, weight_decay, maximize), or, where
+        there is progress, a function of the steps so far and the progress that gives them and the
+        progress then. Where a rule reads more than gradients and states, `form` is a function of
+        both that forms it, for each parameter; otherwise None.
         """
 
 def check_params(

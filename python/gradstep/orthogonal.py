@@ -139,24 +139,48 @@ class Muon(Optimizer):
     ) -> Report | None:
         # The directions are formed beside parameters and states, which change in one call, the
         # last: whatever raises or interrupts before it has changed nothing.
-        t, (lr, *_), _, maximize, row = scalars
-        hyper = {**self._hyper, "lr": lr}
-        values = [hyper[name] for name in CORE_RULES["muon_direction"].hyperparameters]
-        grad_scale, clip_norm, clip_value, zero_grad = treatment
+        *treated, zero_grad = treatment
         with self._alone():
             grads = self._plan.check_grads(grads, zero_grad)
-            self._direction_plan.t = t
-            report = self._direction_plan.step(
-                grads,
-                (grad_scale, clip_norm, clip_value, False),
-                (t, values, 0.0, maximize, row),
+            self._direction_plan.t = scalars[0]
+            report = self._form(
+                self._directions, self._direction_plan, self._scratch, grads, treated, scalars
             )
             if report is not None and report[2]:  # skipped
                 return report
-            with np.errstate(all="ignore"):
-                for direction, scratch in zip(self._directions, self._scratch, strict=True):
-                    self._orthogonalize(direction, *scratch)
             return self._plan.step(grads, treatment, scalars, acquired=True)
+
+    def directions(self, grads: Sequence[Array], means: Sequence[Array]) -> list[Array]:
+        """What a step would move along, as new arrays, if `m` were these arrays.
+
+        For those who keep parameters and states themselves.
+        """
+        directions = [np.empty_like(mean) for mean in means]
+        nouns, suffixes = ["directions", "grads", "means"], [f"[{i}]" for i in range(len(means))]
+        plan = self._plan_class("muon_direction", directions, [means], nouns, suffixes)
+        scratch = _scratch(directions)
+        self._form(directions, plan, scratch, grads, (1.0, None, None), self._scalars(0))
+        return directions
+
+    def _form(
+        self,
+        directions: Sequence[Array],
+        plan: _core.Plan,
+        scratch: Sequence[Sequence[Array]],
+        grads: Sequence[Any],
+        treated: Sequence[Any],
+        scalars: Scalars,
+    ) -> Report | None:
+        """Fill directions, which a plan makes of gradients, unless the step is skipped."""
+        t, (lr, *_), _, maximize, row = scalars
+        hyper = {**self._hyper, "lr": lr}
+        values = [hyper[name] for name in CORE_RULES["muon_direction"].hyperparameters]
+        report = plan.step(grads, (*treated, False), (t, values, 0.0, maximize, row))
+        if report is None or not report[2]:
+            with np.errstate(all="ignore"):
+                for direction, room in zip(directions, scratch, strict=True):
+                    self._orthogonalize(direction, *room)
+        return report
 
     def _orthogonalize(self, x: Array, product: Array, gram: Array, square: Array) -> None:
         """In place, and `reference.orthogonalized` to the last bit."""
@@ -181,11 +205,7 @@ class Muon(Optimizer):
 
     def _new_states(self) -> dict[str, list[Array]]:
         for label, param in zip(self._labels("params"), self._params, strict=True):
-            if param.ndim != 2:
-                raise ValueError(
-                    f"{label} must have two dimensions, got shape {param.shape}: leave it to "
-                    "another rule, such as AdamW"
-                )
+            check_matrix(label, param.shape)
         return super()._new_states()
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +225,15 @@ class Muon(Optimizer):
             "ns_steps": check.integer("ns_steps", settings["ns_steps"], 0, 99),
             "adjust_lr_fn": adjust_lr_fn,
         }
+
+
+def check_matrix(label: str, shape: tuple[int, ...]) -> None:
+    """Raise unless a parameter is a matrix."""
+    if len(shape) != 2:
+        raise ValueError(
+            f"{label} must have two dimensions, got shape {shape}: leave it to another rule, "
+            "such as AdamW"
+        )
 
 
 def _scratch(params: Sequence[Array]) -> list[list[Array]]:

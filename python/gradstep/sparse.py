@@ -25,7 +25,7 @@ __all__ = [  # noqa: RUF022 - in the order of this file
 ]
 
 
-class _RowSparse(Optimizer):
+class RowSparse(Optimizer):
     """What the rules share that step at the rows which the gradients have, and at no others."""
 
     step_needs = "the indices of the rows that a gradient has"
@@ -86,7 +86,7 @@ class _RowSparse(Optimizer):
         return {"by_rows": True}
 
 
-class SparseAdam(_RowSparse):
+class SparseAdam(RowSparse):
     r"""Adam along rows: only the rows that a gradient has move, and only their means.
 
     ```
@@ -139,7 +139,7 @@ class SparseAdam(_RowSparse):
         )
 
 
-class SparseAdagrad(_RowSparse):
+class SparseAdagrad(RowSparse):
     r"""Adagrad along rows: only the rows that a gradient has move.
 
     ```

@@ -9,6 +9,11 @@ A step either fits as a whole or changes nothing: a tensor that cannot be update
 before any other has moved. Parameters and states may have their axes in any order in memory; a
 gradient whose axes are in another order than its parameter's is copied into that order first.
 
+`SparseAdam` and `SparseAdagrad` take sparse gradients, such as those of an embedding, and move the
+rows that these have; so do `SGD` and `Adagrad`, where they keep no running mean and shrink nothing.
+A parameter with a sparse gradient is contiguous, and so is a matrix of `Adafactor` or `Muon`.
+`Muon` iterates in the dtype of the parameter, PyTorch's in bfloat16.
+
 Example:
     >>> import torch, gradstep.torch
     >>> model = torch.nn.Linear(3, 1)
@@ -23,12 +28,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core, averaging, optimizers
+from . import _core, averaging, optimizers, orthogonal, sparse
 from ._memory import zeros_beside
 from .optimizers import CORE_RULES
 from .reference import asgd_rate
@@ -43,14 +49,16 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         f"PyTorch {torch.__version__} does not: pip install -U torch"
     )
 
-#: The classes that need no more than gradients, and whose states are arrays like the parameters.
+#: The classes that need no more than gradients, dense or sparse, and do not keep them.
 CLASSES = {
     cls.__name__: cls
     for cls in optimizers.CLASSES
-    if not cls.step_needs
-    and cls.step is optimizers.Optimizer.step
-    and all(CORE_RULES[r].row_state is None and not CORE_RULES[r].factors for r in cls.rules)
+    if (not cls.step_needs or issubclass(cls, sparse.RowSparse))
+    and all(CORE_RULES[rule].row_state is None for rule in cls.rules)
 }
+
+#: The rules by which a row rests where its gradient is 0, so that a sparse one is as good.
+RESTING = ("sgd", "adagrad")
 
 __all__ = [*CLASSES, "BackwardSteps", "step_in_backward"]
 
@@ -64,8 +72,19 @@ STATE_NAMES: Mapping[str, Mapping[str, str]] = {
     "NAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "RAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "Adadelta": {"v": "square_avg", "a": "acc_delta"},
+    "Muon": {"m": "momentum_buffer"},
+    "SparseAdagrad": {"s": "sum"},
 }
-STATE_NAMES = {**STATE_NAMES, "AdamW": STATE_NAMES["Adam"]}
+STATE_NAMES = {**STATE_NAMES, "AdamW": STATE_NAMES["Adam"], "SparseAdam": STATE_NAMES["Adam"]}
+
+#: What PyTorch calls a class, where the names differ.
+CLASS_NAMES = {"SparseAdagrad": "Adagrad"}
+
+#: The classes that do not count steps in PyTorch. The first of SGD is the one without a buffer.
+UNCOUNTED = ("SGD", "Muon")
+
+#: PyTorch's SparseAdam counts in numbers of Python, and forms their powers in double.
+COUNTED_IN_DOUBLE = ("SparseAdam",)
 
 TYPES = (torch.float32, torch.float64)
 
@@ -129,16 +148,28 @@ class _Settings:
     ) -> None:
         self.key = {name: value for name, value in options.items() if name != "lr"}
         # One element of each type, so that every option is checked in both.
-        both = [np.zeros(1, np.float32), np.zeros(1)]
-        self._opt = AS_IN_TORCH.get(cls, cls)(both, **options)
-        rule = CORE_RULES[self._opt.rule]
+        both = [np.zeros((1, 1), np.float32), np.zeros((1, 1))]
+        self._opt: Any = AS_IN_TORCH.get(cls, cls)(both, **options)
+        self._rule = CORE_RULES[self._opt.rule]
+        kept = {state: array for state, (_, array) in self._opt.state.items()}
         #: The states by their names here, with what they start from.
         self.starts = {
-            names.get(state, state): float(self._opt.state[state][1][0]) for state in rule.states
+            names.get(state, state): float(array.flat[0]) if array.size else 0.0
+            for state, array in kept.items()
         }
+        self._states = dict(zip(self.starts, kept, strict=True))
         self.progress = self._opt.progress
         self.counts = counts and "step" not in self.starts
-        self._fixed = (self._opt.rule, list(self.starts), self.counts, list(self.progress))
+        by_rows = isinstance(self._opt, sparse.RowSparse)
+        self._native_rule = _core.TensorRule(
+            self._opt.rule,
+            list(self.starts),
+            self.counts,
+            list(self.progress),
+            dense=not by_rows,
+            sparse=by_rows or self._opt.rule in RESTING,
+        )
+        self._form = self._formed if self._rule.gradients else None
         self.lr = None
 
     def native(self, params: list[torch.Tensor], lr: Any) -> tuple[Any, ...]:
@@ -146,7 +177,7 @@ class _Settings:
         if self.lr != lr or self.lr is None:
             self._opt.lr = self.lr = lr
             self._scalars = None if self.progress else self._scalars_at(0, {})
-        return (params, *self._fixed, self._scalars or self._advance)
+        return (params, self._native_rule, self._scalars or self._advance, self._form)
 
     def _scalars_at(self, t: int, late: Mapping[str, float]) -> tuple[list[float], float, bool]:
         _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, 0, **late)
@@ -157,10 +188,26 @@ class _Settings:
         late, after = self._opt._advance(t, progress)
         return self._scalars_at(t, self._opt._checked(late)), after
 
+    def shapes(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Those of the states that there are beside a parameter of this shape."""
+        return {
+            name: self._rule.state_shape(state, shape)
+            for name, state in self._states.items()
+            if self._rule.has_state(state, len(shape))
+        }
+
+    def _formed(
+        self, grads: list[torch.Tensor], states: list[Mapping[str, Any]]
+    ) -> list[torch.Tensor]:
+        """What parameters move along, where that is not formed by the native step."""
+        (mean,) = self._states
+        arrays = [grad.detach().numpy() for grad in grads]
+        directions = self._opt.directions(arrays, [state[mean].numpy() for state in states])
+        return [torch.from_numpy(direction) for direction in directions]
+
     def move_points(self, points: list[tuple[Any, Any]], to_mean: bool) -> None:
         """As the schedule-free rules do."""
-        opt: Any = self._opt
-        opt._move_points(points, to_mean)
+        self._opt._move_points(points, to_mean)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -211,7 +258,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: a hyper-parameter out of its range; a parameter, gradient or state that is
-                no dense float32 or float64 tensor in the memory of the CPU, by name.
+                no dense float32 or float64 tensor in the memory of the CPU, by name, unless it is a
+                sparse gradient, with one sparse dimension, of a rule for rows.
         """
         loss = None
         if closure is not None:
@@ -247,8 +295,7 @@ class Optimizer(torch.optim.Optimizer):
                     reason = REFUSED.get(name, f"gradstep.{cls.__name__} has no such option")
                     raise ValueError(f"{name} must be {default!r}, got {group[name]!r}: {reason}")
             names = STATE_NAMES.get(cls.__name__, {})
-            # PyTorch's SGD does not count steps: the first is the one without a buffer.
-            found = known[index] = _Settings(cls, options, names, cls is not optimizers.SGD)
+            found = known[index] = _Settings(cls, options, names, cls.__name__ not in UNCOUNTED)
         return found
 
     def _native_group(self, index: int) -> tuple[Any, ...]:
@@ -281,33 +328,36 @@ class Optimizer(torch.optim.Optimizer):
         prepared = self.__dict__.get("_prepared", {})
         found = [prepared.pop(param, {}) for param in params]
         fits = [
-            state and state.keys() >= self._settings(index).starts.keys()
-            for state, index in zip(found, indices, strict=True)
+            state and state.keys() >= self._settings(index).shapes(param.shape).keys()
+            for state, index, param in zip(found, indices, params, strict=True)
         ]
         return found if all(fits) else self._made(indices, params)
 
     def _made(self, indices: Sequence[int], params: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """New states, which lie beside one another, as those of the classes of `gradstep` do."""
         settings = [self._settings(index) for index in indices]
-        most = max((len(one.starts) for one in settings), default=0)
-        rooms = zeros_beside(
-            [param.detach().numpy() for param in params],
-            [
-                [(param.numel() if place < len(one.starts) else 0,) for one, param in pairs]
-                for pairs in [list(zip(settings, params, strict=True))]
-                for place in range(most)
-            ],
-        )
+        shapes = [one.shapes(param.shape) for one, param in zip(settings, params, strict=True)]
+        kinds = zip_longest(*[its.values() for its in shapes], fillvalue=(0,))
+        rooms = zeros_beside([param.detach().numpy() for param in params], list(kinds))
         states = []
-        for one, param, *arrays in zip(settings, params, *rooms, strict=True):
-            state: dict[str, Any] = {"step": _count(0.0)} if one.counts else {}
+        for one, param, its, *arrays in zip(settings, params, shapes, *rooms, strict=True):
+            state: dict[str, Any] = {"step": self._count(0.0)} if one.counts else {}
             state |= one.progress
-            for (name, start), array in zip(one.starts.items(), arrays, strict=False):
-                if start:
-                    array.fill(start)
-                state[name] = torch.from_numpy(array).as_strided(param.shape, param.stride())
+            for name, array in zip(its, arrays, strict=False):
+                if one.starts[name]:
+                    array.fill(one.starts[name])
+                tensor = torch.from_numpy(array)
+                is_like = array.shape == param.shape
+                state[name] = tensor.as_strided(param.shape, param.stride()) if is_like else tensor
             states.append(state)
         return states
+
+    @classmethod
+    def _count(cls, value: float) -> torch.Tensor:
+        """A number of steps, as PyTorch keeps it."""
+        in_double = torch.get_default_dtype() == torch.float64
+        in_double |= cls._class.__name__ in COUNTED_IN_DOUBLE
+        return torch.tensor(value, dtype=torch.float64 if in_double else torch.float32)
 
     def _name(self, param: torch.Tensor) -> str:
         """What messages call a parameter."""
@@ -339,12 +389,11 @@ class Optimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 self._take_over(param, self.state.get(param, {}))
 
-    @staticmethod
-    def _take_over(param: torch.Tensor, state: dict[str, Any]) -> None:
+    def _take_over(self, param: torch.Tensor, state: dict[str, Any]) -> None:
         """Counts become tensors, and states are laid out as their parameter is."""
         for name, value in state.items():
             if name == "step" and not isinstance(value, torch.Tensor):
-                state[name] = _count(float(value))
+                state[name] = self._count(float(value))
             elif (
                 isinstance(value, torch.Tensor)
                 and name != "step"
@@ -395,15 +444,19 @@ class _ScheduleFree(Optimizer):
         return param.detach().numpy(), z.numpy()
 
 
-def _count(value: float) -> torch.Tensor:
-    """A number of steps, as PyTorch keeps it."""
-    double = torch.get_default_dtype() == torch.float64
-    return torch.tensor(value, dtype=torch.float64 if double else torch.float32)
+class _Muon(Optimizer):
+    """What Muon has beside: no parameters but matrices."""
+
+    def _native_group(self, index: int) -> tuple[Any, ...]:
+        for param in self.param_groups[index]["params"]:
+            if param.ndim != 2:
+                orthogonal.check_matrix(self._name(param), tuple(param.shape))
+        return super()._native_group(index)
 
 
 def _in_torch(name: str) -> type[torch.optim.Optimizer] | None:
-    """PyTorch's class of that name, where it has one."""
-    return getattr(torch.optim, name, None)
+    """PyTorch's class for a class of `gradstep`, where it has one."""
+    return getattr(torch.optim, CLASS_NAMES.get(name, name), None)
 
 
 def _optimizer(name: str) -> type[Optimizer]:
@@ -420,10 +473,11 @@ def _optimizer(name: str) -> type[Optimizer]:
     if theirs:
         extra = {p: own[p].replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in beside}
         parameters = {**shared, **extra}
-    like = f"`torch.optim.{name}`" if theirs else "those of `torch.optim`"
+    like = f"`torch.optim.{theirs.__name__}`" if theirs else "those of `torch.optim`"
     options = tuple(p for p in own if p != "params")
     taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
-    base = _ScheduleFree if issubclass(cls, averaging.ScheduleFree) else Optimizer
+    bases = {averaging.ScheduleFree: _ScheduleFree, orthogonal.Muon: _Muon}
+    base = next((bases[one] for one in cls.__mro__ if one in bases), Optimizer)
     return type(
         name,
         (base,) if theirs is None else (base, theirs),
