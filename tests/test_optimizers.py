@@ -415,7 +415,8 @@ def test_functional_has_every_rule_with_the_defaults_of_its_class():
     assert dir(functional) == sorted(RULES)
     assert str(inspect.signature(functional.adam)) == (
         "(param, grad, m, v, /, *, t=1, lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, "
-        "bias_correction=True, weight_decay=0.0, maximize=False)"
+        "bias_correction=True, weight_decay=0.0, maximize=False, "
+        "rounding='stochastic', rounding_seed=0)"
     )
     assert "gradstep.Adam" in functional.adam.__doc__
     w, v = np.ones(3), np.zeros(3)

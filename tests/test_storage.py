@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _core, reference
+from gradstep import _core, functional, reference
 from gradstep._checks import ROUNDINGS
 from oracle import LARGE_SIZES, RULES, THREADS, assert_same_bits, hostile, hyper_of, mild
 
@@ -171,6 +171,59 @@ def test_chances_differ():
     ]
     correlations = np.corrcoef(drawn) - np.eye(len(drawn))
     assert np.abs(correlations).max() < 6 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("held", HELD[:2])
+def test_a_part_of_an_array(held, level):
+    """Told its place, it has the bits that it has in the whole."""
+    n, at = 5003, 2 * 512
+    rng = np.random.default_rng(0)
+    whole, grad = (narrow(rng, n, dtype, mild) for dtype in held[:2])
+    states = [np.zeros(n, held[2]) for _ in range(2)]
+    part = [array[at:].copy() for array in (whole, *states)]
+    scalars = [*hyper_of("adam").values()], 0.01, False, 0
+    for params, place in [([whole, *states], (2, 0)), (part, (2, at))]:
+        w, *kinds = params
+        plan = _core.Plan("adam", [w], [[x] for x in kinds], ["w", "g", "m", "v"], [""])
+        plan.set_rounding(True, 5, *place)
+        for t in range(2):
+            plan.step([grad[place[1] :]], None, (t, *scalars))
+    for a, b in zip(part, [whole, *states], strict=True):
+        assert_same_bits(a, b[at:])
+    with pytest.raises(ValueError, match="first must be a multiple of 512, got 100"):
+        plan.set_rounding(True, 5, 0, 100)
+
+
+@pytest.mark.parametrize("grad", [FLOAT32, BFLOAT16])
+def test_pairs_beyond_32_bits(grad):
+    """No array here is so large, but parts of one can say so."""
+    far, last = 2**33, 1024
+    results = []
+    for make in (_core.Plan, reference.Plan):
+        w = np.ones(2 * last, BFLOAT16)
+        plan = make("sgd", [w], [], ["w", "g"], [""])
+        plan.set_rounding(True, 1, 3, far - last)
+        plan.step([np.full(w.size, 0.3, grad)], None, (0, [0.01], 0.0, False, 0))
+        results.append(w)
+    assert_same_bits(*results)
+
+
+def test_functions_round_too():
+    results = []
+    for rounding, seed in [("stochastic", 0), ("stochastic", 1), ("nearest", 0)]:
+        w, m, v = np.ones(99, np.float32), np.zeros(99, BFLOAT16), np.zeros(99, BFLOAT16)
+        g = np.full(99, 0.3, np.float32)
+        functional.adam(w, g, m, v, t=1, rounding=rounding, rounding_seed=seed)
+        v2 = np.zeros(99, BFLOAT16)
+        w2, m2 = np.ones(99, np.float32), np.zeros(99, BFLOAT16)
+        stochastic = rounding == "stochastic"
+        hyper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "bias_correction": True}
+        reference.stored_step(
+            "adam", w2, g, [m2, v2], t=1, stochastic=stochastic, seed=seed, **hyper
+        )
+        assert_same_bits(v, v2)
+        results.append(v.tobytes())
+    assert len(set(results)) == 3
 
 
 def test_what_small_steps_come_to():

@@ -527,10 +527,16 @@ class Plan {
   }
   void release() { busy_ = false; }
 
-  // How what is written becomes bfloat16 or float16, from the next step on.
-  void set_rounding(bool stochastic, std::uint64_t seed) {
+  // How what is written becomes bfloat16 or float16, from the next step on. Where a parameter is a part of an array,
+  // `array` is the number of that one, and `first` the place of the part in it.
+  void set_rounding(bool stochastic, std::uint64_t seed, std::int64_t array, std::int64_t first) {
+    if (array < 0 || first < 0 || first % stored_piece != 0)
+      throw py::value_error("first must be a multiple of " + std::to_string(stored_piece) + ", got " +
+                            std::to_string(first));
     stochastic_ = stochastic;
     seed_ = seed;
+    array_ = array;
+    first_ = first;
   }
 
   std::int64_t t() const { return t_; }
@@ -605,7 +611,8 @@ class Plan {
       slot.stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
       slot.stored.stochastic = stochastic_;
       slot.stored.zero_grad = zero_grad;
-      slot.stored.chance = chance_of(seed_, t_ + 1, static_cast<std::int64_t>(i));
+      slot.stored.chance = chance_of(seed_, t_ + 1, array_ + static_cast<std::int64_t>(i));
+      slot.stored.first = first_;
     }
   }
 
@@ -761,6 +768,7 @@ class Plan {
   Denormals denormals_;
   bool stochastic_ = false;
   std::uint64_t seed_ = 0;
+  std::int64_t array_ = 0, first_ = 0;
   std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
   bool* marks_ = nullptr;                   // which rows hold a gradient; null: nobody keeps account
   TableRows rows_{0, nullptr, nullptr};
@@ -969,8 +977,10 @@ PYBIND11_MODULE(_core, m) {
            "was clipped, and whether the step was skipped.")
       .def("forget", &Plan::forget, py::arg("row"),
            "Make a row one that was never seen, and sum the others again. Return whether it was seen.")
-      .def("set_rounding", &Plan::set_rounding, py::arg("stochastic"), py::arg("seed"),
-           "Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.")
+      .def("set_rounding", &Plan::set_rounding, py::arg("stochastic"), py::arg("seed"), py::arg("array") = 0,
+           py::arg("first") = 0,
+           "Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.\n"
+           "Parts of an array give its number and the place of their first element.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   define_finite_sum(m);

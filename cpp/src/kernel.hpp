@@ -103,11 +103,13 @@ struct Squares {
 };
 
 /// How numbers become bfloat16 or float16: the nearest one, or one of the two neighbours by chance. Two elements of an
-/// array, 2 i and 2 i + 1, share the i-th 32 bits of chance; storage.hpp makes them of two keys.
+/// array, 2 i and 2 i + 1, share 32 bits of chance, which storage.hpp makes of a key and of a number that begins with
+/// `weyl` and grows by weyl_step from pair to pair.
 struct Rounding {
   bool stochastic;
-  std::uint32_t first_key, second_key;
+  std::uint32_t weyl, key;
 };
+constexpr std::uint32_t weyl_step = 0x9E3779B1;
 
 using SweepPairs = void (*)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end,
                             const Rounding&) noexcept;
@@ -151,10 +153,8 @@ constexpr int rows_at_once = 8;
 /// From what memory holds to numbers as the arithmetic has them.
 using Load = void (*)(const void* memory, void* numbers, std::int64_t size) noexcept;
 
-/// And back, for elements of the array from 2 `pair` on. `buffer` is 0 for the parameter, then the place of a state:
-/// each draws bits of its own.
-using Store = void (*)(const void* numbers, void* memory, std::int64_t size, const Rounding&, std::uint32_t pair,
-                       int buffer) noexcept;
+/// And back. `buffer` is 0 for the parameter, then the place of a state: each draws bits of its own.
+using Store = void (*)(const void* numbers, void* memory, std::int64_t size, const Rounding&, int buffer) noexcept;
 
 /// In the order of Storage; null where the arithmetic does not go with it.
 struct Converters {

@@ -71,11 +71,11 @@ GRADSTEP_INLINE void update_pair(const Folded<Rule, float>& folded, const Buffer
 template <class Numbers, class Rule, std::size_t... I>
 GRADSTEP_INLINE void loop_over_pairs(const Folded<Rule, float> folded, const Buffers buffers, std::int64_t begin,
                                      std::int64_t end, const Rounding& rounding, std::index_sequence<I...> states) {
-  std::uint32_t weyl = rounding.first_key + static_cast<std::uint32_t>(begin / 2) * weyl_step;
-  const std::uint32_t second_key = rounding.second_key;
+  std::uint32_t weyl = rounding.weyl;
+  const std::uint32_t key = rounding.key;
 #pragma omp simd linear(weyl : weyl_step)
   for (std::int64_t i = begin / 2; i < end / 2; ++i) {
-    const std::uint32_t chance = mixed(weyl, second_key);
+    const std::uint32_t chance = mixed(weyl, key);
     weyl += weyl_step;
     update_pair<Numbers>(folded, buffers, i, chance, Numbers::load(buffers.param, i), Numbers::load(buffers.grad, i),
                          states, BFloat16Pairs::load(buffers.states[I], i)...);

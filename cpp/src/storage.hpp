@@ -67,13 +67,11 @@ struct Float16 {
   }
 };
 
-// 32 bits of chance that depend on two keys and a counter: a Weyl sequence, mixed as in the first round of Wellons'
-// "lowbias32" (https://nullprogram.com/blog/2018/07/31/).
-constexpr std::uint32_t weyl_step = 0x9E3779B1;
-
-GRADSTEP_INLINE std::uint32_t mixed(std::uint32_t weyl, std::uint32_t second_key) {
+// 32 bits of chance: a member of a Weyl sequence and a key, mixed as in the first round of Wellons' "lowbias32"
+// (https://nullprogram.com/blog/2018/07/31/).
+GRADSTEP_INLINE std::uint32_t mixed(std::uint32_t weyl, std::uint32_t key) {
   weyl ^= weyl >> 16;
-  weyl ^= second_key;
+  weyl ^= key;
   weyl *= 0x7FEB352D;
   return weyl ^ (weyl >> 15);
 }
@@ -123,7 +121,7 @@ void widen(const void* memory, void* numbers, std::int64_t size) noexcept {
 }
 
 template <class Number, class T>
-void narrow(const void* numbers, void* memory, std::int64_t size, const Rounding&, std::uint32_t, int) noexcept {
+void narrow(const void* numbers, void* memory, std::int64_t size, const Rounding&, int) noexcept {
   widen<T, Number>(numbers, memory, size);
 }
 
@@ -136,8 +134,7 @@ void load(const void* memory, void* numbers, std::int64_t size) noexcept {
 }
 
 template <class Format>
-void store(const void* numbers, void* memory, std::int64_t size, const Rounding& rounding, std::uint32_t pair,
-           int buffer) noexcept {
+void store(const void* numbers, void* memory, std::int64_t size, const Rounding& rounding, int buffer) noexcept {
   const float* const from = static_cast<const float*>(numbers);
   auto* const to = static_cast<std::uint16_t*>(memory);
   if (!rounding.stochastic) {
@@ -145,19 +142,16 @@ void store(const void* numbers, void* memory, std::int64_t size, const Rounding&
     for (std::int64_t i = 0; i < size; ++i) to[i] = Format::nearest(from[i]);
     return;
   }
-  const std::uint32_t first = rounding.first_key + pair * weyl_step, second = rounding.second_key,
-                      own = own_chance[buffer];
-  const auto pairs = static_cast<std::int32_t>(size / 2);
-#pragma omp simd
-  for (std::int32_t i = 0; i < pairs; ++i) {
-    const std::uint32_t chance = own * mixed(first + static_cast<std::uint32_t>(i) * weyl_step, second);
+  const std::uint32_t key = rounding.key, own = own_chance[buffer];
+  std::uint32_t weyl = rounding.weyl;
+#pragma omp simd linear(weyl : weyl_step)
+  for (std::int64_t i = 0; i < size / 2; ++i) {
+    const std::uint32_t chance = own * mixed(weyl, key);
+    weyl += weyl_step;
     to[2 * i] = Format::stochastic(from[2 * i], chance & 0xFFFF);
     to[2 * i + 1] = Format::stochastic(from[2 * i + 1], chance >> 16);
   }
-  if (size % 2 == 1) {
-    const std::uint32_t chance = own * mixed(first + static_cast<std::uint32_t>(pairs) * weyl_step, second);
-    to[size - 1] = Format::stochastic(from[size - 1], chance & 0xFFFF);
-  }
+  if (size % 2 == 1) to[size - 1] = Format::stochastic(from[size - 1], own * mixed(weyl, key) & 0xFFFF);
 }
 
 constexpr Converters float32_converters{{nullptr, nullptr, load<BFloat16, float>, load<Float16, float>},

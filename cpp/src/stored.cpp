@@ -27,10 +27,12 @@ char* at(void* memory, Storage storage, std::int64_t element) {
   return static_cast<char*>(memory) + element * storage_bytes[static_cast<int>(storage)];
 }
 
-// The elements from `begin` on, up to where 2^32 pairs begin anew.
+// For the pairs from `begin` on, up to where 2^32 of them begin anew.
 Rounding rounding_at(const Stored& stored, std::int64_t begin) {
-  const std::uint64_t keys = mixed(stored.chance, static_cast<std::uint64_t>(begin) >> 33);
-  return {stored.stochastic, static_cast<std::uint32_t>(keys), static_cast<std::uint32_t>(keys >> 32)};
+  const auto pair = static_cast<std::uint64_t>(stored.first + begin) / 2;
+  const std::uint64_t keys = mixed(stored.chance, pair >> 32);
+  return {stored.stochastic, static_cast<std::uint32_t>(keys + pair * weyl_step),
+          static_cast<std::uint32_t>(keys >> 32)};
 }
 
 void clear_gradients(const Job& job, std::int64_t begin, std::int64_t size) {
@@ -77,7 +79,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   const Storage arithmetic = arithmetic_of(job);
   if (const SweepPairs sweep = sweep_in_place(job)) {
     for (const std::int64_t last = end / 2 * 2; begin < last;) {
-      const std::int64_t next = std::min(begin + at_once, last);
+      const std::int64_t next = std::min(begin + at_once - (stored.first + begin) % at_once, last);
       sweep(*job.constants, job.buffers, begin, next, rounding_at(stored, begin));
       if (stored.zero_grad) clear_gradients(job, begin, next - begin);
       begin = next;
@@ -110,7 +112,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
     for (int k = 0; k < count; ++k)
       if (storages[k] != arithmetic)
         stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
-                                                                rounding, static_cast<std::uint32_t>(begin / 2), k);
+                                                                rounding, k);
     if (stored.zero_grad && stored.grad != arithmetic) clear_gradients(job, begin, size);
   }
 }

@@ -13,10 +13,12 @@ struct Stored {
   const Converters* converters;  // of the arithmetic, at the level in use
   bool stochastic, zero_grad;
   std::uint64_t chance;  // see chance_of()
+  std::int64_t first;    // the place of the first element in the whole array, where this is a part of one
 };
 
 /// Sweeps a range piece by piece: brings it to where the arithmetic can have it, lets the kernel sweep it there, and
-/// puts back what was updated. Neither the rule nor its kernel knows. `begin` is a multiple of stored_piece.
+/// puts back what was updated. Neither the rule nor its kernel knows. `begin` and Stored::first are multiples of
+/// stored_piece.
 constexpr std::int64_t stored_piece = 512;
 void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end);
 

@@ -144,10 +144,15 @@ class Plan:
         """
     def release(self) -> None: ...
     def set_rounding(
-        self, stochastic: bool, seed: typing.SupportsInt | typing.SupportsIndex
+        self,
+        stochastic: bool,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        array: typing.SupportsInt | typing.SupportsIndex = 0,
+        first: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
         Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.
+        Parts of an array give its number and the place of their first element.
         """
     def step(
         self,

@@ -3,8 +3,8 @@
 `gradstep.functional.adam(param, grad, m, v, t=1, lr=1e-3)` updates `param`, `m` and `v` in place.
 The functions are made from the list of native rules, so their names are those of `gradstep info`.
 Each takes the parameter, the gradient and the states (arrays of any library, as the classes do),
-the step count `t` (from 1), the rule's hyper-parameters, `weight_decay` and `maximize`, with the
-defaults of the optimizer classes. Nothing is kept between calls.
+the step count `t` (from 1), the rule's hyper-parameters, `weight_decay`, `maximize`, `rounding` and
+`rounding_seed`, with the defaults of the optimizer classes. Nothing is kept between calls.
 
 Example:
     >>> import numpy as np
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from . import _checks as check
 from . import _core
-from .optimizers import CLASSES, CORE_RULES, Array, Optimizer
+from .optimizers import CLASSES, CORE_RULES, Array, Optimizer, check_rounding
 
 __all__ = list(CORE_RULES)
 
@@ -40,6 +40,8 @@ class Update(Protocol):
         t: int = 1,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        rounding: str = "stochastic",
+        rounding_seed: int = 0,
         **hyper: float,
     ) -> None: ...
 
@@ -73,6 +75,8 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
         t: int = 1,
         weight_decay: float = decay_default,
         maximize: bool = False,
+        rounding: str = "stochastic",
+        rounding_seed: int = 0,
         **hyper: float,
     ) -> None:
         if len(states) != state_count:
@@ -89,6 +93,8 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
             for array, noun in zip((param, *states), ["param", *rule.states], strict=True)
         )
         plan = _core.Plan(name, [param], [[state] for state in views], nouns, [""])
+        how = check_rounding(rounding, rounding_seed)
+        plan.set_rounding(how["rounding"] == "stochastic", how["rounding_seed"])
         plan.t = check.integer("t", t, 1) - 1
         decay = check.number("weight_decay", weight_decay)
         plan.step((grad,), None, (plan.t, values, decay, check.flag("maximize", maximize), 0))
@@ -100,7 +106,14 @@ def _update(rule: _core.Rule, cls: type[Optimizer]) -> Update:
     )
     empty = inspect.Parameter.empty
     options = {hyper: empty if v is None else v for hyper, v in zip(hypers, defaults, strict=True)}
-    options = {"t": 1, **options, "weight_decay": decay_default, "maximize": False}
+    options = {
+        "t": 1,
+        **options,
+        "weight_decay": decay_default,
+        "maximize": False,
+        "rounding": "stochastic",
+        "rounding_seed": 0,
+    }
     update.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(noun, inspect.Parameter.POSITIONAL_ONLY) for noun in nouns]
         + [

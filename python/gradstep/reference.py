@@ -608,11 +608,15 @@ def _mixed(x: int, y: int) -> int:
     return x
 
 
-def chance(seed: int, t: int, array: int, buffer: int, size: int) -> Array:
-    """16 bits of chance for each element of a buffer, in one step: two elements share 32 bits."""
-    pair = np.arange(-(-size // 2), dtype=np.uint64)
-    keys = [_mixed(_mixed(_mixed(seed, t), array), upper) for upper in range(-(-size // 2**33))]
-    key = np.array(keys, np.uint64)[pair >> 32] if keys else pair
+def chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0) -> Array:
+    """16 bits of chance for each element of a buffer, in one step: two elements share 32 bits.
+
+    `first` is the place of the first element in its array, an even number.
+    """
+    pair = np.uint64(first // 2) + np.arange(-(-size // 2), dtype=np.uint64)
+    upper = pair >> 32
+    keys = {int(u): _mixed(_mixed(_mixed(seed, t), array), int(u)) for u in np.unique(upper)}
+    key = np.array([keys[u] for u in upper.tolist()], np.uint64)
     x = ((key & 0xFFFFFFFF) + pair * 0x9E3779B1).astype(np.uint32)
     x ^= x >> 16
     x ^= (key >> 32).astype(np.uint32)
@@ -663,6 +667,7 @@ def stored_step(
     stochastic: bool = True,
     seed: int = 0,
     array: int = 0,
+    first: int = 0,
     **options: Any,
 ) -> None:
     """`step` where memory may hold arrays in fewer bits: in float32, or float64 if `w` is.
@@ -680,7 +685,7 @@ def stored_step(
     wide, gradient, *wide_states = (a.astype(arithmetic) for a in (w, g, *states))
     step(rule, wide, gradient, wide_states, t=t, **options)
     for buffer, (held, x) in enumerate(zip((w, *states), (wide, *wide_states), strict=True)):
-        drawn = chance(seed, t, array, buffer, held.size) if stochastic else None
+        drawn = chance(seed, t, array, buffer, held.size, first) if stochastic else None
         held[...] = rounded(x, held.dtype, drawn)
 
 
@@ -817,7 +822,7 @@ class Plan:
         spec = next(r for r in _core.rules() if r.name == rule)
         self.hyper_names, self.state_names = spec.hyperparameters, spec.states
         self.has_rows = spec.row_state is not None
-        self.rounding = {"stochastic": False, "seed": 0}
+        self.set_rounding(stochastic=False, seed=0)
 
     def check(self) -> None:
         """Nothing: NumPy checks for itself, and this is no place to look for errors."""
@@ -838,8 +843,8 @@ class Plan:
         for total, table in zip(d, y, strict=True):
             total[...] = sum_rows(table, seen, self.row_weights)
 
-    def set_rounding(self, stochastic: bool, seed: int) -> None:
-        self.rounding = {"stochastic": stochastic, "seed": seed}
+    def set_rounding(self, stochastic: bool, seed: int, array: int = 0, first: int = 0) -> None:
+        self.rounding = {"stochastic": stochastic, "seed": seed, "array": array, "first": first}
 
     def forget(self, row: int) -> bool:
         if self.seen is None or not self.seen[row]:
@@ -902,7 +907,9 @@ class Plan:
             if self.by_rows:
                 w, *states = parts = [array[touched[i]] for array in whole]
             narrow = len({array.dtype for array in (w, g, *states)}) > 1 or w.itemsize < 4
-            held: dict[str, Any] = {"array": i, **self.rounding} if narrow else {}
+            held: dict[str, Any] = self.rounding if narrow else {}
+            if narrow:
+                held = {**held, "array": held["array"] + i}
             (stored_step if narrow else step)(
                 self.rule,
                 w,
