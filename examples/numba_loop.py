@@ -18,7 +18,7 @@ ARRAY = np.dtype(
         ("states", "u8", 4),
         ("size", "i8"),
         ("dtype", "i4"),
-        ("reserved", "i4"),
+        ("held", "i4"),
     ]
 )
 SCALARS = np.dtype(

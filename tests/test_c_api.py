@@ -10,13 +10,24 @@ import shutil
 import subprocess
 import sys
 import threading
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import _checks as check
 from gradstep import _core
 from oracle import (
     DTYPES,
@@ -43,7 +54,7 @@ class Array(Structure):
         ("states", c_void_p * 4),
         ("size", c_int64),
         ("dtype", c_int32),
-        ("reserved", c_int32),
+        ("held", c_int32),
     )
 
 
@@ -64,6 +75,8 @@ class Scalars(Structure):
         ("zero_grad", c_int32),
         ("skip_nonfinite", c_int32),
         ("flush_denormals", c_int32),
+        ("rounding_seed", c_uint64),
+        ("round_to_nearest", c_int32),
     )
 
 
@@ -338,8 +351,21 @@ BAD_CALLS = {
         {"size": 2**58, "grad": 2**64 - 2**16},
         "arrays[0].size is 288230376151711744, which goes beyond the memory",
     ),
-    "dtype": ({"dtype": 0}, "arrays[0].dtype must be GRADSTEP_FLOAT32 or GRADSTEP_FLOAT64, got 0"),
-    "reserved": ({"reserved": 7}, "arrays[0].reserved must be 0, got 7"),
+    "dtype": (
+        {"dtype": 0},
+        "arrays[0].dtype must be GRADSTEP_FLOAT32, GRADSTEP_FLOAT64, "
+        "GRADSTEP_BFLOAT16 or GRADSTEP_FLOAT16, got 0",
+    ),
+    "held": ({"held": 7}, "arrays[0].held must be 0, or GRADSTEP_HELD() of types for grad and the"),
+    "too much held": (
+        {"held": 1 << 16},
+        "arrays[0].held must be 0, or GRADSTEP_HELD() of types for grad and the 2 states of adam, "
+        "got 65536",
+    ),
+    "wide grad": (
+        {"dtype": 1, "held": 2},
+        "arrays[0].grad must not be wider than the arithmetic",
+    ),
     "same array": (
         {"states": (M.ctypes.data, M.ctypes.data, 0, 0)},
         "arrays[0].states[1] (v) is the same array as arrays[0].states[0] (m)",
@@ -498,6 +524,77 @@ def test_a_second_gradient_can_skip_the_step():
     np.testing.assert_array_equal(w, np.ones(3))
 
 
+#: The types of `gradstep.h`.
+TYPES = {"float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16",) * 3, ("float32", "float32", "bfloat16"),
+                                    ("float16", "float32", "float32"),
+                                    ("float64", "float16", "float32")])  # fmt: skip
+@pytest.mark.parametrize("nearest", [False, True])
+def test_storage_as_python_has_it(dtypes, nearest, level):
+    param, grad, state = (np.dtype(check.float_dtype("dtype", name)) for name in dtypes)
+    rng = np.random.default_rng(0)
+    results = []
+    for in_c in (True, False):
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(n).astype(param) for n in (1001, 7)]
+        states = [[np.zeros(w.size, state) for w in params] for _ in range(2)]
+        hyper = [*hyper_of("adam").values()]
+        plan = _core.Plan("adam", params, states, ["params", "grads", "m", "v"], ["0", "1"])
+        plan.set_rounding(not nearest, 9)
+        for t in range(3):
+            grads = [rng.standard_normal(w.size).astype(grad) for w in params]
+            if not in_c:
+                plan.step(grads, (1.0, 0.5, None, True), (t, hyper, 0.1, False, 0))
+                continue
+            arrays = []
+            for i, (w, g) in enumerate(zip(params, grads, strict=True)):
+                array = Array(w.ctypes.data, g.ctypes.data)
+                array.states[:2] = [kind[i].ctypes.data for kind in states]
+                array.size, array.dtype = w.size, TYPES[dtypes[0]]
+                array.held = TYPES[dtypes[1]] | TYPES[dtypes[2]] << 4 | TYPES[dtypes[2]] << 8
+                arrays.append(array)
+            scalars = scalars_of(
+                t + 1, hyper, weight_decay=0.1, clip_norm=0.5, zero_grad=1,
+                rounding_seed=9, round_to_nearest=nearest,
+            )  # fmt: skip
+            assert step("adam", arrays, scalars)[0] == OK, last_error()
+            assert not any(g.astype(float).any() for g in grads)
+        results.append([*params, *states[0], *states[1]])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_storage_is_not_for_every_rule():
+    w = np.ones(4, np.float16)
+    array = Array(w.ctypes.data, w.ctypes.data + 8)
+    array.size, array.dtype = 2, TYPES["float16"]
+    assert step("lars", [array], scalars_of(1, [*hyper_of("lars").values()]))[0] == INVALID
+    assert "and held 0, for lars" in last_error()
+    array.dtype, array.held = TYPES["float64"], TYPES["bfloat16"] << 4
+    array.states[0] = w.ctypes.data
+    hyper = [*hyper_of("lion").values()]
+    assert step("lion", [array], scalars_of(1, hyper))[0] == INVALID
+    assert last_error().endswith("cannot be bfloat16 beside param, which is float64")
+
+
+def test_callers_of_before_rounding():
+    """Whose scalars end before it: 16 bits are rounded by chance, from the seed 0."""
+    results = []
+    for size in (88, ctypes.sizeof(Scalars)):
+        w, g = np.ones(99, np.float16), np.full(99, 0.3, np.float16)
+        array = Array(w.ctypes.data, g.ctypes.data)
+        array.size, array.dtype = w.size, TYPES["float16"]
+        scalars = scalars_of(1, [1e-3])
+        scalars.scalars_size = size
+        if size == 88:
+            scalars.rounding_seed, scalars.round_to_nearest = 5, 1
+        assert step("sgd", [array], scalars)[0] == OK, last_error()
+        results.append(w)
+    assert_same_bits(*results)
+
+
 def test_structs_may_grow():
     """A newer caller's are read as far as they are known, and refused where they ask for more."""
 
@@ -560,7 +657,7 @@ def test_any_call_is_survived():
         array.dtype = mostly(right, 0, 3 - right, 3, -1)
         if array.dtype == 2:
             array.size = min(array.size, 15)  # float32 arrays hold no more float64
-        array.reserved = mostly(0, 1, -1)
+        array.held = mostly(0, 1, 0x333, -1)
         hyper = list(hyper_of(rule).values())
         place = rng.randrange(len(hyper))
         hyper[place] = mostly(hyper[place], -1.0, 2.0, np.nan, np.inf, 1e-60)

@@ -146,16 +146,6 @@ Memory check_writeable_memory(const py::handle& object, const Label& label) {
   return memory;
 }
 
-const char* name_of(Storage storage) {
-  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};
-  return names[static_cast<int>(storage)];
-}
-
-// The arithmetic beside a parameter.
-Storage arithmetic_of(const Memory& param) {
-  return param.storage == Storage::float64 ? Storage::float64 : Storage::float32;
-}
-
 bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
 
 void check_same_dtype(const Memory& memory, const Label& label, const Memory& param, const Label& param_label) {
@@ -164,18 +154,14 @@ void check_same_dtype(const Memory& memory, const Label& label, const Memory& pa
                          name_of(memory.storage) + "; nothing is converted silently");
 }
 
-// A gradient is only read, so it may have fewer bits than the arithmetic.
 void check_gradient_dtype(const Memory& grad, const Label& label, const Memory& param, const Label& param_label) {
-  if (grad.storage == Storage::float64 && arithmetic_of(param) != Storage::float64)
+  if (!gradient_fits(grad.storage, param.storage))
     throw py::type_error(label + " must not be wider than the arithmetic of " + param_label + ", which is " +
-                         name_of(param.storage) + ", got float64; nothing is converted silently");
+                         name_of(param.storage) + ", got " + name_of(grad.storage) + "; nothing is converted silently");
 }
 
-// What is written to loses bits where the arithmetic has more.
 void check_state_dtype(const Memory& state, const Label& label, const Memory& param, const Label& param_label) {
-  const bool fits =
-      arithmetic_of(param) == Storage::float64 ? is_wide(state.storage) : state.storage != Storage::float64;
-  if (!fits)
+  if (!state_fits(state.storage, param.storage))
     throw py::type_error(label + " cannot have dtype " + name_of(state.storage) + " beside " + param_label +
                          ", which is " + name_of(param.storage));
 }
@@ -360,7 +346,7 @@ class Plan {
     for (std::size_t i = 0; i < params.size(); ++i) {
       Slot slot{Target(params[i], label(0, i)), 0, {}, {}};
       const Memory& param = slot.param.memory;
-      const Storage arithmetic = arithmetic_of(param);
+      const Storage arithmetic = arithmetic_of(param.storage);
       const bool single_precision = arithmetic == Storage::float32;
       if (!takes_any_storage() && !is_wide(param.storage))
         throw py::type_error(label(0, i) + " must have dtype float32 or float64 for " + rule + ", got " +
@@ -603,7 +589,7 @@ class Plan {
       assign(job.buffers.grad, static_cast<void*>(slot.grad.data()));
       if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row_ * job.size * job.item_size;
       if (arrives_) assign(job.buffers.states[entry.spec.second_gradient], static_cast<void*>(slot.second.data()));
-      const bool is_stored = slot.is_stored || slot.grad.storage != arithmetic_of(slot.param.memory);
+      const bool is_stored = slot.is_stored || slot.grad.storage != arithmetic_of(slot.param.memory.storage);
       assign(job.stored, is_stored ? &slot.stored : nullptr);
       if (!is_stored) continue;
       const Table& table = active_level().table();
@@ -634,9 +620,8 @@ class Plan {
 
   bool takes_any_storage() const { return !by_rows_ && gradstep::takes_any_storage(spec()); }
 
-  bool gradient_fits(const Memory& grad, const Memory& param) const {
-    return grad.storage == param.storage ||
-           (takes_any_storage() && (grad.storage != Storage::float64 || arithmetic_of(param) == Storage::float64));
+  bool fits(const Memory& grad, const Memory& param) const {
+    return takes_any_storage() ? gradient_fits(grad.storage, param.storage) : grad.storage == param.storage;
   }
 
   std::size_t second_noun() const { return 2 + static_cast<std::size_t>(spec().second_gradient); }
@@ -665,7 +650,7 @@ class Plan {
     // What is written to goes by a way that knows what is read-only.
     if (!zero_grad && !py::isinstance<py::array>(grad) && look(grad.ptr(), tensor)) {
       const std::optional<Memory> memory = quick_memory(tensor);
-      if (memory && gradient_fits(*memory, slot.param.memory) && slot.param.has_shape_of(tensor) &&
+      if (memory && fits(*memory, slot.param.memory) && slot.param.has_shape_of(tensor) &&
           !((memory->size == 1 || memory->storage != slot.param.memory.storage) && is_negated(grad)))
         return found_to_fit(*memory, name, slot.*known);
     }

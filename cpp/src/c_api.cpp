@@ -3,12 +3,14 @@
 #include <gradstep/gradstep.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "checks.hpp"
 #include "claims.hpp"
@@ -17,7 +19,7 @@
 #include "threads.hpp"
 
 static_assert(GRADSTEP_MAX_STATES == gradstep::max_states, "gradstep.h and kernel.hpp have the same limit");
-static_assert(sizeof(gradstep_array) == 64 && sizeof(gradstep_scalars) == 88 && sizeof(gradstep_result) == 24,
+static_assert(sizeof(gradstep_array) == 64 && sizeof(gradstep_scalars) == 104 && sizeof(gradstep_result) == 24,
               "what callers were compiled with");
 
 namespace gradstep {
@@ -117,12 +119,15 @@ struct Array {
   gradstep_array given;
   void* parts[2 + max_states];  // param, grad, states
 
-  bool single_precision() const { return given.dtype == GRADSTEP_FLOAT32; }
-  std::int64_t item_size() const { return single_precision() ? 4 : 8; }
-  std::uintptr_t address(int part) const { return reinterpret_cast<std::uintptr_t>(parts[part]); }
-  Memory memory(int part) const {
-    return {address(part), given.size, single_precision() ? Storage::float32 : Storage::float64};
+  // Of types that have been checked.
+  Storage storage(int part) const {
+    const int held = part == 0 ? 0 : given.held >> (4 * (part - 1)) & 15;
+    constexpr Storage storages[] = {Storage::float32, Storage::float64, Storage::bfloat16, Storage::float16};
+    return storages[(held != 0 ? held : given.dtype) - 1];
   }
+  std::int64_t item_size(int part) const { return storage_bytes[static_cast<int>(storage(part))]; }
+  std::uintptr_t address(int part) const { return reinterpret_cast<std::uintptr_t>(parts[part]); }
+  Memory memory(int part) const { return {address(part), given.size, storage(part)}; }
   std::string name() const { return "arrays[" + std::to_string(place) + "]"; }
 };
 
@@ -150,7 +155,9 @@ class Call {
         count_(count),
         jobs_(checked_count()) {
     check_not_null(scalars, "scalars");
-    check_struct(scalars, scalars->scalars_size, sizeof scalars_, sizeof scalars_, "scalars->scalars_size");
+    check_struct(scalars, scalars->scalars_size, sizeof scalars_, offsetof(gradstep_scalars, rounding_seed),
+                 "scalars->scalars_size");
+    scalars_ = {};
     copy_struct(scalars_, scalars, scalars->scalars_size);
     check_arrays();
     check_scalars();
@@ -178,6 +185,12 @@ class Call {
       const bool single_precision = job.item_size == 4;
       job.kernel = single_precision ? &table.entries[rule_].float32 : &table.entries[rule_].float64;
       job.constants = single_precision ? &float32 : &float64;
+      if (!job.stored) continue;
+      Stored& stored = stored_[static_cast<std::size_t>(i)];
+      stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
+      stored.stochastic = scalars_.round_to_nearest == 0;
+      stored.zero_grad = treatment_.zero_grad;
+      stored.chance = chance_of(scalars_.rounding_seed, scalars_.t, i);
     }
     const bool skips = scalars_.skip_nonfinite != 0, looks_at_second = skips && spec_.second_gradient >= 0;
     Few<Job> second(looks_at_second ? static_cast<std::size_t>(count_) : 0);
@@ -237,21 +250,55 @@ class Call {
     for (std::int64_t i = 0; i < count_; ++i) {
       const Array array = this->array(i);
       check_plain(array);
+      if (array.given.dtype > GRADSTEP_FLOAT64 || array.given.held != 0) check_types(array);
       check_parts(array);
-      (array.single_precision() ? single_precision_ : double_precision_) = true;
+      const Storage arithmetic = arithmetic_of(array.storage(0));
+      (arithmetic == Storage::float32 ? single_precision_ : double_precision_) = true;
       Job& job = jobs_.data()[i];
-      job = {nullptr, nullptr, {array.parts[0], array.parts[1], {}}, array.given.size, array.item_size()};
+      job = {nullptr,
+             nullptr,
+             {array.parts[0], array.parts[1], {}},
+             array.given.size,
+             storage_bytes[static_cast<int>(arithmetic)]};
       std::copy_n(array.given.states, max_states, job.buffers.states);
+      if (array.given.dtype > GRADSTEP_FLOAT64 || array.given.held != 0) job.stored = stored_of(array);
     }
+  }
+
+  const Stored* stored_of(const Array& array) {
+    if (stored_.empty()) stored_.resize(static_cast<std::size_t>(count_));
+    Stored& stored = stored_[static_cast<std::size_t>(array.place)];
+    stored.param = array.storage(0);
+    stored.grad = array.storage(1);
+    for (int part = 2; part < parts_; ++part) stored.states[part - 2] = array.storage(part);
+    return &stored;
+  }
+
+  void check_types(const Array& array) const {
+    const Storage param = array.storage(0);
+    if (!takes_any_storage(spec_))
+      throw std::invalid_argument(array.name() +
+                                  ".dtype must be GRADSTEP_FLOAT32 or GRADSTEP_FLOAT64, and held 0, for " + spec_.name);
+    if (!gradient_fits(array.storage(1), param))
+      throw std::invalid_argument(std::string(name(array.place, 1)) +
+                                  " must not be wider than the arithmetic of param, " + "which is " + name_of(param) +
+                                  ", got " + name_of(array.storage(1)));
+    for (int part = 2; part < parts_; ++part)
+      if (!state_fits(array.storage(part), param))
+        throw std::invalid_argument(std::string(name(array.place, part)) + " cannot be " +
+                                    name_of(array.storage(part)) + " beside param, which is " + name_of(param));
   }
 
   void check_plain(const Array& array) const {
     const gradstep_array& given = array.given;
-    if (given.dtype != GRADSTEP_FLOAT32 && given.dtype != GRADSTEP_FLOAT64)
-      throw std::invalid_argument(array.name() + ".dtype must be GRADSTEP_FLOAT32 or GRADSTEP_FLOAT64, got " +
-                                  std::to_string(given.dtype));
-    if (given.reserved != 0)
-      throw std::invalid_argument(array.name() + ".reserved must be 0, got " + std::to_string(given.reserved));
+    if (given.dtype < GRADSTEP_FLOAT32 || given.dtype > GRADSTEP_FLOAT16)
+      throw std::invalid_argument(array.name() + ".dtype must be GRADSTEP_FLOAT32, GRADSTEP_FLOAT64, " +
+                                  "GRADSTEP_BFLOAT16 or GRADSTEP_FLOAT16, got " + std::to_string(given.dtype));
+    for (std::uint32_t rest = static_cast<std::uint32_t>(given.held), part = 1; rest != 0; rest >>= 4, ++part)
+      if ((rest & 15) > GRADSTEP_FLOAT16 || static_cast<int>(part) >= parts_)
+        throw std::invalid_argument(array.name() + ".held must be 0, or GRADSTEP_HELD() of types for grad and the " +
+                                    std::to_string(parts_ - 2) + " states of " + spec_.name + ", got " +
+                                    std::to_string(given.held));
     constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 16;
     if (given.size < 0 || given.size > most) check_integer((array.name() + ".size").c_str(), given.size, 0, most);
     for (int i = parts_ - 2; i < max_states; ++i)
@@ -262,15 +309,16 @@ class Call {
 
   // All parts are of one size, and some are written to.
   void check_parts(const Array& array) const {
-    const auto item_size = static_cast<std::uintptr_t>(array.item_size());
-    const auto bytes = static_cast<std::uintptr_t>(array.given.size) * item_size;
     bool fits = true, apart = true;
+    std::uintptr_t bytes[2 + max_states];
     for (int part = 0; part < parts_; ++part) {
+      const auto item_size = static_cast<std::uintptr_t>(array.item_size(part));
       const std::uintptr_t begin = array.address(part);
-      fits &= (begin != 0 || bytes == 0) && begin % item_size == 0 && begin <= UINTPTR_MAX - bytes;
+      bytes[part] = static_cast<std::uintptr_t>(array.given.size) * item_size;
+      fits &= (begin != 0 || bytes[part] == 0) && begin % item_size == 0 && begin <= UINTPTR_MAX - bytes[part];
       for (int other = 0; other < part; ++other) {
         const std::uintptr_t there = array.address(other);
-        apart &= (begin < there ? there - begin : begin - there) >= bytes;
+        apart &= begin < there ? there - begin >= bytes[part] : begin - there >= bytes[other];
       }
     }
     if (!fits) tell_misfit(array);
@@ -281,8 +329,8 @@ class Call {
     for (int part = 0; part < parts_; ++part) {
       const std::string name = this->name(array.place, part);
       if (array.given.size > 0) check_not_null(array.parts[part], name.c_str());
-      if (array.address(part) % static_cast<std::uintptr_t>(array.item_size()) != 0)
-        throw std::invalid_argument(name + " must be aligned to its " + std::to_string(array.item_size()) +
+      if (array.address(part) % static_cast<std::uintptr_t>(array.item_size(part)) != 0)
+        throw std::invalid_argument(name + " must be aligned to its " + std::to_string(array.item_size(part)) +
                                     "-byte elements, got address " + std::to_string(array.address(part)));
     }
     throw std::invalid_argument(array.name() + ".size is " + std::to_string(array.given.size) +
@@ -330,6 +378,7 @@ class Call {
   std::int64_t count_;
   gradstep_scalars scalars_{};
   Treatment treatment_;
+  std::vector<Stored> stored_;                                // empty where no array has 16 bits
   bool single_precision_ = false, double_precision_ = false;  // whether an array has it
   Few<Job> jobs_;
 };

@@ -60,6 +60,19 @@ int elementwise_count(const Spec& spec) { return spec.row_factor < 0 ? state_cou
 
 bool is_gradient(const Spec& spec, int state) { return state + spec.gradients >= state_count(spec); }
 
+Storage arithmetic_of(Storage param) { return param == Storage::float64 ? Storage::float64 : Storage::float32; }
+
+bool gradient_fits(Storage grad, Storage param) { return grad != Storage::float64 || param == Storage::float64; }
+
+bool state_fits(Storage state, Storage param) {
+  return gradient_fits(state, param) && (param != Storage::float64 || storage_bytes[static_cast<int>(state)] >= 4);
+}
+
+const char* name_of(Storage storage) {
+  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};
+  return names[static_cast<int>(storage)];
+}
+
 // The fewest digits that name no other number, which std::to_chars finds; no locale has a say.
 std::string number_text(double x) {
   if (!std::isfinite(x)) return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";

@@ -20,6 +20,15 @@ int elementwise_count(const Spec& spec);
 /// Whether a state is a gradient, which steps only read.
 bool is_gradient(const Spec& spec, int state);
 
+/// What the arithmetic beside a parameter is, and what may stand there: gradients of no more bits, and states of no
+/// more bits either and of no fewer than those of float32 beside float64.
+Storage arithmetic_of(Storage param);
+bool gradient_fits(Storage grad, Storage param);
+bool state_fits(Storage state, Storage param);
+
+/// As NumPy calls it.
+const char* name_of(Storage storage);
+
 /// A number as Python prints it.
 std::string number_text(double x);
 

@@ -75,8 +75,14 @@ int32_t gradstep_is_decoupled(const gradstep_rule* rule);
 
 #define GRADSTEP_MAX_STATES 4
 
-/* The type of the elements of an array. Further ones may come. */
-enum { GRADSTEP_FLOAT32 = 1, GRADSTEP_FLOAT64 = 2 };
+/* The type of elements. The arithmetic is double where the parameter is, else float. Further ones may come. */
+enum { GRADSTEP_FLOAT32 = 1, GRADSTEP_FLOAT64 = 2, GRADSTEP_BFLOAT16 = 3, GRADSTEP_FLOAT16 = 4 };
+
+/* The types of grad and states where they are others than that of param; 0 for that one. A gradient has at most the
+ * bits of the arithmetic, and so has a state; beside double it is float at the least. Not for rules with norms or
+ * tables, or with a second gradient. */
+#define GRADSTEP_HELD(grad, state0, state1, state2, state3) \
+  ((grad) | (state0) << 4 | (state1) << 8 | (state2) << 12 | (state3) << 16)
 
 /* One parameter array, and what belongs to it: `size` elements each, contiguous, aligned to their type. */
 typedef struct gradstep_array {
@@ -84,8 +90,8 @@ typedef struct gradstep_array {
   void* grad;                        /* only read, unless zero_grad */
   void* states[GRADSTEP_MAX_STATES]; /* in the rule's order, the rest null */
   int64_t size;
-  int32_t dtype;
-  int32_t reserved; /* 0 */
+  int32_t dtype; /* of param */
+  int32_t held;  /* 0, or GRADSTEP_HELD() */
 } gradstep_array;
 
 /* What a step takes beside arrays. A flag is set where it is not 0. */
@@ -103,12 +109,16 @@ typedef struct gradstep_scalars {
   int32_t zero_grad;       /* set the gradients to 0 once they have been read */
   int32_t skip_nonfinite;  /* NaN or infinity in a gradient skips the step, and is no failure */
   int32_t flush_denormals; /* denormal numbers count as 0 inside the step */
+  /* How what is written becomes 16 bits: one of two neighbours by chance, which depends on the seed, t, the place of
+   * the array among those of the call and that of the element; or the nearest. */
+  uint64_t rounding_seed;
+  int32_t round_to_nearest;
 } gradstep_scalars;
 
 /* Those of a plain step. */
 static inline gradstep_scalars gradstep_scalars_of(int64_t t, const double* hyper, int64_t hyper_count) {
   gradstep_scalars scalars = {
-      sizeof(gradstep_scalars), sizeof(gradstep_array), t, hyper, hyper_count, 0, 1, NULL, NULL, 0, 0, 0, 0};
+      sizeof(gradstep_scalars), sizeof(gradstep_array), t, hyper, hyper_count, 0, 1, NULL, NULL, 0, 0, 0, 0, 0, 0};
   return scalars;
 }
 
