@@ -131,6 +131,8 @@ class Optimizer:
     step_needs: ClassVar[str] = ""
     #: Numbers beside the states and `t` that each step moves on, with what they begin with.
     progress: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    #: The norm of all gradients, where a step has a part of them; `gradstep.mpi` sets it.
+    _grad_norm: float | None = None
     #: What carries the steps out; `reference.in_numpy` exchanges it.
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
@@ -312,7 +314,7 @@ class Optimizer:
         second_grads: Sequence[Array] | None,
     ) -> Report | None:
         """Carry a step out, or raise and change nothing."""
-        return self._plan.step(grads, treatment, scalars, second_grads)
+        return self._plan.step(grads, treatment, scalars, second_grads, norm=self._grad_norm)
 
     def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
         """What the native step takes beside arrays.

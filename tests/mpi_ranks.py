@@ -1,0 +1,330 @@
+"""What test_mpi.py has several processes do: each function runs, and asserts, on all ranks."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import mpi
+from gradstep.mpi import MPI, Sharded
+from gradstep.optimizers import CLASSES
+from oracle import DTYPES, assert_same_bits, needed
+
+COMM = MPI.COMM_WORLD
+RANK, RANKS = COMM.rank, COMM.size
+SIZE = 50_001
+
+
+def elementwise(cls) -> bool:
+    try:
+        mpi._check_elementwise(cls)
+    except TypeError:
+        return False
+    return True
+
+
+def eighths(size: int, dtype: type, *seed: int) -> np.ndarray:
+    """Numbers whose sums are exact, so that the order in which MPI adds them is no matter."""
+    return (np.random.default_rng(seed).integers(-99, 99, size) / 8).astype(dtype)
+
+
+def gradients(t: int, dtype: type, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Of this rank, and the sum over all."""
+    each = [eighths(size, dtype, t, rank) for rank in range(RANKS)]
+    return each[RANK], np.sum(each, axis=0, dtype=dtype)
+
+
+def tree(vector: np.ndarray) -> dict[str, np.ndarray]:
+    return {"a": vector[:30_000], "b": vector[30_000:].reshape(-1, 3)}
+
+
+def flat(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in arrays.values()])
+
+
+TREATMENTS = [
+    {},
+    {"clip_norm": 50.0},
+    {"clip_value": 0.5, "grad_scale": 3.0},
+    {"clip_norm": 1e30, "clip_value": 2.0},
+]
+
+
+def same_bits() -> None:
+    """Every rule that can be sharded, with and without buckets, against the plain optimizer."""
+    mpi.BUCKET = 8192
+    classes = [cls for cls in CLASSES if elementwise(cls)]
+    assert len(classes) > 15
+    for cls in classes:
+        for dtype in DTYPES:
+            start = eighths(SIZE, dtype, 99)
+            arguments = {**needed(cls), "lr": 0.01}
+            overlap = dtype is np.float32
+            opt = Sharded(cls, tree(start), comm=COMM, overlap=overlap, **arguments)
+            assert len(opt._buckets) == (-(-SIZE // (8192 * RANKS)) if overlap and RANKS > 1 else 1)
+            plain = cls(start, **arguments)
+            for t, treatment in enumerate(TREATMENTS):
+                own, total = gradients(t, dtype)
+                result = opt.step(tree(own), **treatment)
+                scale = treatment.get("grad_scale", 1.0) / RANKS
+                assert result == plain.step(total, **{**treatment, "grad_scale": scale})
+                assert_same_bits(flat(opt.params), start, cls.__name__)
+            if hasattr(cls, "eval"):
+                opt.eval()
+                plain.eval()
+                assert_same_bits(flat(opt.params), start, cls.__name__)
+
+
+def schedules_and_own_memory() -> None:
+    """A schedule, gradients written in place, weights, zero_grad: and what was given stays."""
+    start = eighths(SIZE, np.float64, 5)
+    schedule = gs.schedules.cosine(0.1, total_steps=5)
+    opt = Sharded(gs.Adam, tree(start), comm=COMM, lr=schedule)
+    plain = gs.Adam(start, lr=schedule)
+    weight = [0, 3, 1, 4][RANK] if RANKS > 1 else 2
+    weights = [0, 3, 1, 4][:RANKS] if RANKS > 1 else [2]
+    for t in range(3):
+        each = [eighths(SIZE, np.float64, t, rank) for rank in range(RANKS)]
+        each[0][7] = 0.0 if RANKS == 1 else np.nan  # which counts nothing
+        for view, g in zip(opt.grads.values(), tree(each[RANK]).values(), strict=True):
+            view[...] = g
+        opt.step(opt.grads, weight=weight)
+        np.testing.assert_array_equal(flat(opt.grads), each[RANK])
+        factors = np.array(weights) * RANKS / sum(weights)
+        total = sum(f * g for f, g in zip(factors, each, strict=True) if f)
+        plain.step(total, grad_scale=1 / RANKS)
+        if RANKS < 3:  # others have sums in an order that is MPI's
+            assert_same_bits(flat(opt.params), start)
+        np.testing.assert_allclose(flat(opt.params), start, rtol=1e-12)
+        assert opt.current_lr == plain.current_lr
+    mine = tree(np.ones(SIZE))
+    opt.step(mine, zero_grad=True)
+    assert not flat(mine).any()
+    opt.grads["a"][...] = 1
+    opt.step(opt.grads, zero_grad=True)
+    assert not flat(opt.grads).any()
+    opt.lr = 0.5
+    assert opt.lr == opt.current_lr == 0.5
+
+
+def ten_million() -> None:
+    size = 10_000_000
+    own, total = (np.resize(g, size) for g in gradients(0, np.float32, 1009))
+    start = np.resize(eighths(1013, np.float32, 1), size)
+    opt = Sharded(gs.Adam, start, comm=COMM, overlap=True, lr=0.1)
+    held = sum(array.nbytes for arrays in opt.state.values() for array in arrays)
+    assert held == pytest.approx(2 * start.nbytes / RANKS, rel=0.01)
+    assert opt.step(own, clip_norm=1.0).clipped
+    opt.step(own)
+    if RANK == 0:
+        plain = gs.Adam(start, lr=0.1)
+        plain.step(total, grad_scale=1 / RANKS, clip_norm=1.0)
+        plain.step(total, grad_scale=1 / RANKS)
+        assert_same_bits(opt.params, start)
+    assert len(set(COMM.allgather(zlib.crc32(opt.params)))) == 1
+
+
+def refused(message: str, act, error=ValueError) -> None:
+    """Rank 1 has the error, or all; the others are told."""
+    with pytest.raises((error, RuntimeError), match=re.escape(message)) as caught:
+        act()
+    assert len(set(COMM.allgather(str(caught.value).removeprefix("rank 1: ").split(": ")[-1]))) == 1
+
+
+def disagreements() -> None:
+    """What differs on rank 1 is found when the optimizer is made, and named."""
+
+    def make(cls=gs.Adam, shape=(3, 2), dtype=np.float32, key="w", **arguments):
+        params = {key: np.zeros(shape, dtype), "b": np.zeros(4, dtype)}
+        return lambda: Sharded(cls, params, comm=COMM, **arguments)
+
+    second = RANK == 1
+    odd = {
+        "optimizer is AdamW on rank 1, Adam on rank 0": make(gs.AdamW if second else gs.Adam),
+        "params['w'] is float32 of shape (2, 3) on rank 1, float32 of shape (3, 2) on rank 0": make(
+            shape=(2, 3) if second else (3, 2)
+        ),
+        "params['w'] is float64 of shape (3, 2) on rank 1": make(
+            dtype=np.float64 if second else np.float32
+        ),
+        "params['w'] is missing on rank 1": make(key="v" if second else "w"),
+        "lr is 0.2 on rank 1, 0.1 on rank 0": make(lr=0.2 if second else 0.1),
+        "betas": make(betas=(2.0, 0.9) if second else (0.9, 0.99)),
+        "amsgrad": make(amsgrad="yes" if second else True),
+        "skip_nonfinite is True on rank 1, False on rank 0": make(skip_nonfinite=second),
+        "overlap is True on rank 1, False on rank 0": make(overlap=second),
+        "lr is constant(lr=0.1) on rank 1, 0.1 on rank 0": make(
+            lr=gs.schedules.constant(0.1) if second else 0.1
+        ),
+    }
+    for message, act in odd.items():
+        if message in ("betas", "amsgrad"):
+            with pytest.raises((TypeError, ValueError) if second else RuntimeError) as caught:
+                act()
+            assert second or str(caught.value).startswith("rank 1: ")
+            assert message.removesuffix("s") in str(caught.value)
+        else:
+            refused(message, act)
+    # And at a step: nothing has changed then.
+    opt = make(skip_nonfinite=True)()
+    opt.step(tree_of_ones(opt))
+    before, state = flat(opt.params).copy(), [a.copy() for v in opt.state.values() for a in v]
+    good = tree_of_ones(opt)
+    bad = {**good, "w": np.ones((3, 2))} if second else good
+    for message, act in {
+        "grads['w'] is float64 of shape (3, 2), not float32": lambda: opt.step(bad),
+        "clip_norm is 2.0 on rank 1, 1.0 on rank 0": lambda: opt.step(good, clip_norm=1.0 + second),
+        "clip_value is None on rank 1, 1.0 on rank 0": lambda: opt.step(
+            good, clip_value=None if second else 1.0
+        ),
+        "zero_grad is 1.0 on rank 1, 0.0 on rank 0": lambda: opt.step(good, zero_grad=second),
+        "grad_scale must be above 0 and finite, got -1.0": lambda: opt.step(good, grad_scale=-1.0),
+        "weight must be at least 0 and finite, got -1.0": lambda: opt.step(
+            good, weight=-1.0 if second else 1.0
+        ),
+        "weight must not be 0 on all ranks": lambda: opt.step(good, weight=0),
+    }.items():
+        refused(message, act)
+        assert opt.t == 1
+        assert_same_bits(flat(opt.params), before)
+        for array, kept in zip([a for v in opt.state.values() for a in v], state, strict=True):
+            assert_same_bits(array, kept)
+    opt.lr = 0.5 if second else 0.25
+    refused("lr is 0.5 on rank 1, 0.25 on rank 0", lambda: opt.step(good))
+
+
+def tree_of_ones(opt: Sharded) -> dict[str, np.ndarray]:
+    return {key: np.ones_like(array) for key, array in opt.params.items()}
+
+
+def not_finite() -> None:
+    """Decided by all alike, with the outcome that one process would have."""
+    mpi.BUCKET = 4096
+    for dtype in DTYPES:
+        for skip in (False, True):
+            start = eighths(SIZE, dtype, 3)
+            opt = Sharded(
+                gs.Adam, tree(start), comm=COMM, overlap=True, lr=0.1, skip_nonfinite=skip
+            )
+            own = tree(eighths(SIZE, dtype, RANK))
+            if RANK == RANKS - 1:
+                own["b"][-1] = np.nan
+            for clip_norm in (None, 1.0):
+                if not skip and clip_norm:
+                    message = f"grads['b'] of rank {RANKS - 1} holds NaN or infinity, so clip_norm"
+                    if RANKS == 1:  # where the plain optimizer says it
+                        message = "holds NaN or infinity, so clip_norm cannot apply"
+                    with pytest.raises(ValueError, match=re.escape(message)):
+                        opt.step(own, clip_norm=clip_norm)
+                elif skip:
+                    result = opt.step(own, clip_norm=clip_norm, zero_grad=True)
+                    assert np.isnan(result.grad_norm)
+                    assert result[1:] == (False, True)
+                    assert own["b"].any()
+                else:
+                    continue
+                assert opt.t == 0
+                assert_same_bits(flat(opt.params), start)
+    # Squares that are beyond float64, or vanish in it.
+    for scale in (1e200, 1e-200):
+        start = eighths(SIZE, np.float64, 3)
+        opt, plain = Sharded(gs.SGD, start, comm=COMM, lr=0.1), gs.SGD(start.copy(), lr=0.1)
+        own, total = gradients(4, np.float64)
+        power = 2.0 ** np.round(np.log2(scale))
+        result = opt.step(own * power, clip_norm=scale)
+        assert result == plain.step(total * power, grad_scale=1 / RANKS, clip_norm=scale)
+        assert_same_bits(opt.params, plain.params)
+
+
+def uncaught() -> None:
+    """One rank raises while the others wait for it."""
+    opt = Sharded(gs.SGD, np.zeros(9), comm=COMM, lr=0.1)
+    if RANK == RANKS - 1:
+        raise LookupError("the data of this rank are lost")
+    opt.step(np.ones(9))
+
+
+def save(path: str) -> None:
+    """A state, and beside it that of the plain optimizer."""
+    opt, plain, grads = saved_run(path)
+    opt.save(path)
+    if RANK == 0:
+        plain.save(path + ".plain")
+    opt.step(tree(grads[0]))
+    plain.step(tree(grads[1]), grad_scale=1 / RANKS)
+    if RANK == 0:
+        np.save(path + ".next.npy", flat(plain.params))
+
+
+CLASS = gs.ScheduleFreeAdamW
+
+
+def saved_run(path: str):
+    mpi.BUCKET = 8192
+    start = eighths(SIZE, np.float32, 3)
+    opt = Sharded(CLASS, tree(start), comm=COMM, overlap="bucket" in path, lr=0.1)
+    plain = CLASS(tree(start.copy()), lr=0.1)
+    own, total = gradients(1, np.float32)
+    for _ in range(3):
+        opt.step(tree(own))
+        plain.step(tree(total), grad_scale=1 / RANKS)
+    return opt, plain, (own, total)
+
+
+def load(path: str, other: str) -> None:
+    """What other ranks saved, or one that knows of no ranks, to the last bit."""
+    for overlap in (False, True):
+        for file in (path, path + ".plain"):
+            opt = Sharded(
+                CLASS, tree(np.zeros(SIZE, np.float32)), comm=COMM, overlap=overlap, lr=0.7
+            )
+            plain = CLASS(tree(np.zeros(SIZE, np.float32)), lr=0.6)
+            opt.load(file)
+            plain.load(file)
+            assert opt.t == plain.t == 3
+            assert opt.lr == plain.lr == 0.1
+            assert_same_bits(flat(opt.params), flat(plain.params))
+            opt.save(other)  # and what it holds is all of it
+            plain.load(other)
+            again = CLASS(tree(np.zeros(SIZE, np.float32)), lr=0.6)
+            again.load(path + ".plain")
+            for array, kept in zip(plain._arrays(), again._arrays(), strict=True):
+                assert_same_bits(array, kept)
+            COMM.Barrier()
+    refused(
+        "the state is of the rule 'schedule_free_adamw', this optimizer's is 'adam'",
+        lambda: Sharded(gs.Adam, tree(np.zeros(SIZE, np.float32)), comm=COMM).load(path),
+    )
+    refused(
+        "does not fit: its params have the shapes",
+        lambda: Sharded(CLASS, {"a": np.zeros(9, np.float32)}, comm=COMM).load(path),
+    )
+    double = Sharded(CLASS, tree(np.ones(SIZE)), comm=COMM)
+    refused("does not fit: params is float32 of shape", lambda: double.load(path))
+    assert (flat(double.params) == 1).all()
+
+
+def killed(path: str, moment: str) -> None:
+    """One rank is killed while all save: in the midst of its part, or of the header."""
+    opt = saved_run(path)[0]
+    opt.step(tree(np.ones(SIZE, np.float32)))
+    savez, calls = np.savez, []
+
+    def die(file, **arrays):
+        calls.append(file)
+        savez(file, **arrays)
+        if (RANK, len(calls)) == {"part": (1, 1), "header": (0, 2)}[moment]:
+            signal.raise_signal(signal.SIGKILL)
+
+    np.savez = die
+    opt.save(path)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
