@@ -46,6 +46,7 @@ from ._memory import padded_arena
 from .optimizers import CORE_RULES, Arrays, LearningRate, Optimizer, StepResult, _check_keys
 from .reference import BLOCK
 from .schedules import Schedule
+from .training import Epoch, Seed, Verdict, _asked, _result, _Run, part_of
 
 try:
     from mpi4py import MPI
@@ -212,25 +213,23 @@ class Sharded:
                     self._comm.Ireduce_scatter_block(vector[bucket], part)
                     for bucket, part in zip(self._buckets, self._sums, strict=True)
                 ]
-                if asked:
-                    MPI.Request.Waitall(arrived)
-                    norm, finite = self._norm(mean_scale)
-                    result = self._result(given, norm, finite, clip_norm)
-                    if result.skipped:
-                        return result
+            if asked:
+                MPI.Request.Waitall(arrived)
+                norm, finite = self._norm(mean_scale)
+                result = self._result(given, norm, finite, clip_norm)
+                if result.skipped:
+                    return result
             treatment["grad_scale"] = mean_scale
             for i, (shard, part) in enumerate(zip(self._shards, self._sums, strict=True)):
                 if ranks > 1:
                     arrived[i].Wait()
                 shard._grad_norm = norm
-                found = shard.step(part, **treatment)
-                if ranks == 1:
-                    result = found
-                else:
+                shard.step(part, **treatment)
+                if ranks > 1:
                     returned.append(self._collect(i))
         finally:
             MPI.Request.Waitall(arrived + returned)
-        if zero_grad and not (result and result.skipped):
+        if zero_grad:
             for array in given:
                 array.fill(0)
         return result
@@ -321,7 +320,7 @@ class Sharded:
         Pieces begin and end with blocks of the norm, so that what each rank sums is what one would.
         """
         ranks = self._comm.size
-        blocks = np.cumsum([0, *(part.size // BLOCK for part in self._sums)])
+        blocks = np.cumsum([0, *(-(-part.size // BLOCK) for part in self._sums)])
 
         def total(unit: float) -> float:
             own = np.concatenate(
@@ -369,6 +368,10 @@ class Sharded:
     def _collect_all(self) -> None:
         if self._comm.size > 1:
             MPI.Request.Waitall([self._collect(i) for i in range(len(self._buckets))])
+
+    @property
+    def _params(self) -> list[Array]:
+        return self._arena._arrays
 
     @property
     def params(self) -> Arrays:
@@ -566,6 +569,10 @@ class Sharded:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit: {error}") from error
 
+    def _arrays(self) -> list[Array]:
+        """Every array of this rank's part that a step may write to."""
+        return [array for shard in self._shards for array in shard._arrays()]
+
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             suffix: array.shape
@@ -593,6 +600,100 @@ class Sharded:
 
     def _together(self, act: Callable[[], Result], only: int | None = None) -> Result:
         return together(self._comm, act, only)
+
+
+class ShardedRun(_Run):
+    """A run of `gradstep.train` on all ranks of an optimizer's communicator."""
+
+    _opt: Sharded  # type: ignore[assignment]
+
+    def _step(self, batch: tuple[Array, ...], saves: bool) -> tuple[float, float, int]:
+        loss, rows, grads = self._loss_of_all(batch)
+        self._check_finite("loss", loss)
+        if saves:
+            self._save(loss)
+        opt, clip = self._opt, dict(self._clip)
+        if clip["clip_norm"] is None:
+            clip["clip_norm"] = math.inf  # which only measures
+        if grads is None:  # where there are no rows, and so no weight
+            grads = opt.grads
+        self._lr = opt.current_lr
+        try:
+            found = opt.step(grads, weight=len(batch[0]), **clip)  # type: ignore[arg-type]
+        except NonFiniteSumError as error:
+            norm = error.norm
+        else:
+            assert found is not None
+            norm = found.grad_norm
+        self._check_finite("gradient norm", norm)
+        return loss, norm, rows
+
+    def _loss_of_all(self, part: Sequence[Array]) -> tuple[float, int, Arrays | None]:
+        """The mean loss over the parts of all ranks, their rows, and the gradients of this part."""
+        rows = len(part[0])
+        loss, grads = 0.0, None
+
+        def look() -> None:
+            nonlocal loss, grads
+            if rows:
+                loss, grads = _result(self._loss_and_grad(self._opt.params, *part))
+
+        comm = self._opt.comm
+        error = _caught(look)
+        every = np.empty((comm.size, 3))
+        comm.Allgather(np.array([error is None, loss, rows]), every)
+        if not every[:, 0].all():
+            _raise_for_all(comm, error)
+        total = int(every[:, 2].sum())
+        return sum(x * (n / total) for _, x, n in every.tolist() if n), total, grads
+
+    def _val_loss(self) -> float | None:
+        if self._validation is None:
+            return None
+        comm, rows = self._opt.comm, len(self._validation[0])
+        own = part_of(0, rows, comm.rank, comm.size)
+        return self._loss_of_all([array[own] for array in self._validation])[0]
+
+    def asked(self, callbacks: Sequence[Callable[[Epoch], object]], epoch: Epoch) -> Verdict | None:
+        comm = self._opt.comm
+        verdicts = comm.allgather(together(comm, lambda: _asked(callbacks, epoch)))
+        return next((verdict for verdict in verdicts if verdict), None)
+
+    def _set_t(self, t: int) -> None:
+        for shard in self._opt._shards:
+            shard._plan.t = t
+        self._opt._collect_all()
+
+
+def check_training(opt: Any, comm: Any, settings: Mapping[str, Any]) -> None:
+    """Raise unless `gradstep.train` can run on all ranks of a communicator, with one setting."""
+    _checked_comm(comm)
+    if not isinstance(opt, Sharded):
+        raise TypeError(
+            f"opt must be a gradstep.mpi.Sharded where comm is given, got {type(opt).__name__}"
+        )
+    if comm != opt.comm:
+        raise ValueError("comm must be the communicator of opt, got another one")
+    check_alike(comm, {name: _shown(value) for name, value in settings.items()})
+
+
+def _shown(value: Any) -> str:
+    """What tells whether ranks were given the same."""
+    if isinstance(value, np.random.Generator):
+        return f"a generator at {value.bit_generator.state}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_shown, value))})"
+    return repr(value)
+
+
+def common_seed(comm: MPI.Intracomm, seed: Seed) -> Seed:
+    """The seed, or one of rank 0 where there is none."""
+    if seed is not None:
+        return seed
+    drawn: int = comm.bcast(secrets.randbits(128))
+    return drawn
 
 
 class NonFiniteSumError(ValueError):
