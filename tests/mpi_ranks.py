@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -331,6 +332,107 @@ def killed(path: str, moment: str) -> None:
 
     np.savez = die
     opt.save(path)
+
+
+def problem(rows: int, dtype: type = np.float64):
+    x = numbers(rows * 3, dtype, 1).reshape(rows, 3)
+    return (x, (x @ [1.0, -2.0, 0.5]).astype(dtype)), gs.losses.linear(gs.losses.least_squares)
+
+
+#: Of 103 rows, the last batch has 3: with four ranks, one of them reads none.
+OPTIONS = {"batch_size": 10, "epochs": 3, "clip_norm": 0.7, "seed": 5}
+
+
+def trained() -> None:
+    """The run of one process that is given the parts of all ranks, weighted by their rows."""
+    data, f = problem(103)
+    held_out, _ = problem(7)
+    opt = Sharded(gs.Adam, np.zeros(3), comm=COMM, lr=0.05)
+    history = gs.train(opt, f, data, comm=COMM, validation=held_out, **OPTIONS)
+
+    def of_parts(w, *batch):
+        """Added in the order of the ranks; the sum of two is the same in any order."""
+        rows = len(batch[0])
+        cuts = [rows * part // RANKS for part in range(RANKS + 1)]
+        parts = [[a[i:j] for a in batch] for i, j in pairwise(cuts) if i < j]
+        found = [(len(part[0]), *f(w, *part)) for part in parts]
+        loss = sum(loss * (n / rows) for n, loss, _ in found)
+        return loss, sum(g * (n * RANKS / rows) for n, _, g in found) * (1 / RANKS)
+
+    plain = gs.Adam(np.zeros(3), lr=0.05)
+    expected = gs.train(plain, of_parts, data, validation=held_out, **OPTIONS)
+    assert history.reason == expected.reason == "epochs: 3 done"
+    assert history.steps == expected.steps == 33
+    for name in ("loss", "val_loss", "lr", "grad_norm"):
+        if RANKS <= 2 and name != "grad_norm":  # which is summed in another order
+            assert history[name] == expected[name]
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-9)
+    if RANKS <= 2:
+        assert_same_bits(opt.params, plain.params)
+    np.testing.assert_allclose(opt.params, plain.params, rtol=1e-9)
+    assert len(set(COMM.allgather(opt.params.tobytes()))) == 1
+    whole = Sharded(gs.Adam, np.zeros(3), comm=COMM, lr=0.05)
+    full = gs.train(whole, f, data, batch_size="full", epochs=2, comm=COMM)
+    assert full.steps == 2
+    np.testing.assert_allclose(full["loss"][0], f(np.zeros(3), *data)[0], rtol=1e-12)
+    # Seeds: one of rank 0, where none is given.
+    seedless = Sharded(gs.SGD, np.zeros(3), comm=COMM, lr=0.05)
+    gs.train(seedless, f, data, epochs=1, comm=COMM)
+    assert len(set(COMM.allgather(seedless.params.tobytes()))) == 1
+
+
+def training_stops() -> None:
+    """For one reason on all ranks, and with the last good parameters."""
+    data, f = problem(40)
+    make = lambda **more: Sharded(gs.NAdam, np.zeros(3), comm=COMM, lr=0.05, **more)  # noqa: E731
+    calls = 0
+
+    def spoilt(w, *batch):
+        nonlocal calls
+        calls += 1
+        loss, grads = f(w, *batch)
+        if calls == 6 and RANK == 1:
+            return (np.nan, grads) if in_loss else (loss, grads * np.inf)
+        return loss, grads
+
+    for in_loss in (True, False):
+        for skip in (False, True):
+            calls, opt = 0, make(skip_nonfinite=skip)
+            history = gs.train(opt, spoilt, data, batch_size=10, epochs=9, seed=0, comm=COMM)
+            assert history.stop == "non-finite"
+            what = "loss nan" if in_loss else "gradient norm inf"
+            assert history.reason.startswith(f"non-finite {what} in epoch 2, step 6: parameters")
+            assert opt.t == history.steps == 4
+            expected = make()
+            gs.train(expected, f, data, batch_size=10, epochs=1, seed=0, comm=COMM)
+            assert_same_bits(opt.params, expected.params)
+            opt.step(np.ones(3))
+            expected.step(np.ones(3))
+            assert_same_bits(opt.params, expected.params)
+
+    def failing(w, *batch):
+        if RANK == 1:
+            raise LookupError("no such row")
+        return f(w, *batch)
+
+    with pytest.raises(LookupError if RANK == 1 else RuntimeError, match="no such row"):
+        gs.train(make(), failing, data, epochs=1, comm=COMM)
+    asks = [lambda epoch: RANK == 1 and epoch.epoch == 2]
+    assert gs.train(make(), f, data, epochs=9, callbacks=asks, comm=COMM).stop == "callback"
+    second = RANK == 1
+    for message, options in {
+        "batch_size is 8 on rank 1, 9 on rank 0": {"batch_size": 9 - second},
+        "data is (float64 of shape (39, 3), float64 of shape (39,)) on rank 1": {
+            "data": [array[second:] for array in data]
+        },
+        "seed is a generator at": {"seed": np.random.default_rng(RANK)},
+        "epochs must be at least 0, got -1": {"epochs": -1},
+        "comm must be the communicator of opt, got another one": {"comm": COMM.Dup()},
+    }.items():
+        options = {"data": data, "epochs": 1, "comm": COMM, **options}
+        refused(message, lambda options=options: gs.train(make(), f, **options))
+    with pytest.raises(TypeError, match=r"opt must be a gradstep\.mpi\.Sharded where"):
+        gs.train(gs.Adam(np.zeros(3)), f, data, epochs=1, comm=COMM)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def test_links_lead_somewhere(page):
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
-#: Those that need more than gradstep are tested in test_examples.py.
-NEEDY = ("numba_loop.py",)
+#: Those that need more than gradstep are tested in test_examples.py and test_mpi.py.
+NEEDY = ("numba_loop.py", "mpi_train.py")
 EXAMPLES = [path for path in sorted(ROOT.glob("examples/*.py")) if path.name not in NEEDY]
 
 

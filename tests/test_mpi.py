@@ -100,6 +100,25 @@ def test_a_rank_killed_while_saving(tmp_path, moment):
     assert len(named) == 4
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_train(ranks):
+    on_ranks(ranks, "trained")
+
+
+def test_train_stops_for_one_reason():
+    on_ranks(2, "training_stops")
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_example(ranks):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    done = run(ranks, HERE.parent / "examples" / "mpi_train.py")
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{ranks} ranks: epochs: 10 done, held-out accuracy ")
+    assert float(re.search(r"([\d.]+)%", first)[1]) > 88
+    assert second == "read back with the same bits: True"
+
+
 @pytest.mark.parametrize("damage", ["missing", "short", "of another state"])
 def test_a_damaged_part(tmp_path, damage):
     on_ranks(2, "save", tmp_path / "state")
