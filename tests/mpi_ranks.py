@@ -314,7 +314,9 @@ def load(path: str, other: str) -> None:
         lambda: Sharded(CLASS, {"a": np.zeros(9, np.float32)}, comm=COMM).load(path),
     )
     double = Sharded(CLASS, tree(np.ones(SIZE)), comm=COMM)
-    refused("does not fit: params is float32 of shape", lambda: double.load(path))
+    refused(
+        "does not fit: its params are float32, here they are float64", lambda: double.load(path)
+    )
     assert (flat(double.params) == 1).all()
 
 

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep.cli import main
+from gradstep.compare_ranks import find_mpiexec
+from gradstep.datasets import UsageError
 from oracle import python
 
 pytest.importorskip("mpi4py", reason="needs mpi4py")
-MPIEXEC = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-if MPIEXEC is None:
-    pytest.skip("needs mpiexec", allow_module_level=True)
+try:
+    MPIEXEC = find_mpiexec()
+except UsageError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 HERE = Path(__file__).parent
 
@@ -117,6 +121,28 @@ def test_example(ranks):
     assert first.startswith(f"{ranks} ranks: epochs: 10 done, held-out accuracy ")
     assert float(re.search(r"([\d.]+)%", first)[1]) > 88
     assert second == "read back with the same bits: True"
+
+
+def test_compare_on_ranks(capfd):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    arguments = ["--data", "line", "--rules", "sgd,schedulefreesgd,lamb", "--epochs", "9"]
+    assert main(["compare", "--ranks", "2", *arguments]) == 0
+    printed = capfd.readouterr().out
+    rows = [re.split(r"  +", line) for line in printed.splitlines()]
+    found = {tuple(row[:2]): row[2:] for row in rows if len(row) == 7}
+    for rule in ("SGD", "ScheduleFreeSGD"):
+        alone, shared = found[rule, "1"], found[rule, "2"]
+        assert alone[0] == shared[0]
+        assert alone[4] == "-"
+        assert float(shared[4]) < 1e-12
+    assert "left out: LAMB cannot be sharded" in printed
+
+
+def test_compare_without_mpi(monkeypatch, capsys):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    assert main(["compare", "--ranks", "2", "--data", "line"]) == 2
+    assert '--ranks needs mpiexec: pip install "gradstep[mpi]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "of another state"])

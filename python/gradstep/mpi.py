@@ -146,9 +146,9 @@ class Sharded:
             for begin in range(0, max(vector.size, 1), max(widest * ranks, 1))
         ]
         sizes = [(bucket.stop - bucket.start) // ranks for bucket in self._buckets]
-        #: Where the pieces of this rank begin and end in the vector.
+        #: Where the pieces of this rank begin and end in the vector, without what pads it.
         self._pieces = [
-            slice(bucket.start + rank * size, bucket.start + (rank + 1) * size)
+            slice(*(min(bucket.start + r * size, self._arena.flat.size) for r in (rank, rank + 1)))
             for bucket, size in zip(self._buckets, sizes, strict=True)
         ]
         self._shards = [optimizer(vector[piece], **arguments) for piece in self._pieces]
@@ -224,7 +224,7 @@ class Sharded:
                 if ranks > 1:
                     arrived[i].Wait()
                 shard._grad_norm = norm
-                shard.step(part, **treatment)
+                shard.step(part[: shard._params[0].size], **treatment)
                 if ranks > 1:
                     returned.append(self._collect(i))
         finally:
@@ -319,19 +319,16 @@ class Sharded:
 
         Pieces begin and end with blocks of the norm, so that what each rank sums is what one would.
         """
-        ranks = self._comm.size
         blocks = np.cumsum([0, *(-(-part.size // BLOCK) for part in self._sums)])
+        own = np.zeros(blocks[-1])
+        every = np.empty((self._comm.size, own.size))
 
         def total(unit: float) -> float:
-            own = np.concatenate(
-                [
-                    shard._plan.block_sums([part], scale, unit)
-                    for shard, part in zip(self._shards, self._sums, strict=True)
-                ]
-            )
-            every = np.empty((ranks, own.size))
+            for first, shard, part in zip(blocks[:-1], self._shards, self._sums, strict=True):
+                sums = shard._plan.block_sums([part[: shard._params[0].size]], scale, unit)
+                own[first : first + sums.size] = sums
             self._comm.Allgather(own, every)
-            in_order = [every[:, a:b].ravel() for a, b in pairwise(blocks)]
+            in_order = [every[:, a:b].ravel() for a, b in pairwise(blocks.tolist())]
             return _core.sum_of_blocks(np.concatenate(in_order))
 
         return _core.norm_from(total, self._sums[0].dtype == np.float32)
@@ -463,16 +460,15 @@ class Sharded:
             OSError: a file cannot be written. What was saved before is as it was.
             RuntimeError: another rank has raised, with its number.
         """
-        comm, size = self._comm, self._arena.flat.size
+        comm = self._comm
         token = comm.bcast(secrets.token_hex(8))
         kinds: dict[str, dict[int, Array]] = {}
         spans = []
         for shard, piece in zip(self._shards, self._pieces, strict=True):
-            begin, end = min(piece.start, size), min(piece.stop, size)
-            if begin < end:
-                spans.append((begin, end))
+            if piece.start < piece.stop:
+                spans.append((piece.start, piece.stop))
                 for kind, array in _vectors(shard).items():
-                    kinds.setdefault(kind, {})[begin] = array[: end - begin]
+                    kinds.setdefault(kind, {})[piece.start] = array
         all_spans = comm.allgather(spans)
         try:
             self._together(lambda: _files.write_shard(path, token, comm.rank, kinds))
@@ -531,8 +527,7 @@ class Sharded:
                 found = {suffix: tuple(shape) for suffix, shape in shards["shapes"].items()}
             if found != shapes:
                 raise ValueError(f"its params have the shapes {found}, here they are {shapes}")
-            size = self._arena.flat.size
-            spans = [(piece.start, min(piece.stop, size)) for piece in self._pieces]
+            spans = [(piece.start, piece.stop) for piece in self._pieces]
             parts: Iterable[tuple[str, int, Array]]
             if shards is None:
                 parts = _parts_of_whole(arrays, shapes)
@@ -540,16 +535,12 @@ class Sharded:
             else:
                 parts = _files.read_parts(path, shards, spans)
                 dtypes = shards["dtypes"]
+            here = str(self._arena.flat.dtype)
+            if dtypes["params"] != here:
+                raise ValueError(f"its params are {dtypes['params']}, here they are {here}")
             sources = [
-                {
-                    **counters,
-                    # Beyond the end of the arrays all stays as it is.
-                    **{
-                        kind: _vectors(shard).get(kind, shard._params[0]).astype(dtype)
-                        for kind, dtype in dtypes.items()
-                    },
-                }
-                for shard in self._shards
+                counters | {kind: np.empty(end - begin, dtype) for kind, dtype in dtypes.items()}
+                for begin, end in spans
             ]
             for kind, first, part in parts:
                 for source, (begin, end) in zip(sources, spans, strict=True):
