@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from gradstep.functional import CORE_RULES
-from gradstep.optimizers import CLASSES, Optimizer
+from gradstep.optimizers import CLASSES, Optimizer, Options
 
 PAGE = Path(__file__).with_name("rules.md")
 #: Where else the rule is found, in libraries that are widely used.
@@ -56,7 +56,7 @@ passes, before and after the matrix products.
 #: In the order of the native rules.
 ORDER = sorted(CLASSES, key=lambda cls: list(CORE_RULES).index(cls.rules[0]))
 #: Arguments that every class takes.
-COMMON = {"params", "lr", "weight_decay", "maximize", "skip_nonfinite", "flush_denormals"}
+COMMON = {"params", "lr", "weight_decay", *Options.__annotations__}
 
 
 def traffic_of(cls: type[Optimizer]) -> str:

@@ -113,7 +113,7 @@ largest difference: of a parameter, to one rank. Sums are rounded in another ord
 
 def main(text: str) -> None:
     """What each rank does."""
-    from .mpi import MPI, _check_elementwise
+    from .mpi import MPI, check_sharded
 
     options = json.loads(text)
     comm = MPI.COMM_WORLD
@@ -126,7 +126,7 @@ def main(text: str) -> None:
     left_out = []
     for name in options["rules"]:
         try:
-            _check_elementwise(compare.ALL_RULES[name].cls)
+            check_sharded(compare.ALL_RULES[name].cls)
         except TypeError as error:
             left_out.append(f"left out: {error}")
             continue

@@ -43,7 +43,14 @@ from numpy.typing import NDArray
 from . import __version__, _core, _files
 from . import _checks as check
 from ._memory import padded_arena
-from .optimizers import CORE_RULES, Arrays, LearningRate, Optimizer, StepResult, _check_keys
+from .optimizers import (
+    Arrays,
+    LearningRate,
+    Optimizer,
+    StepResult,
+    _check_keys,
+    check_elementwise,
+)
 from .reference import BLOCK
 from .schedules import Schedule
 from .training import Epoch, Seed, Verdict, _asked, _result, _Run, part_of
@@ -133,7 +140,7 @@ class Sharded:
         arguments: Mapping[str, Any],
     ) -> None:
         """What a rank does for itself."""
-        _check_elementwise(optimizer)
+        check_sharded(optimizer)
         ranks, rank = self._comm.size, self._comm.rank
         self._arena = padded_arena(params, "params", BLOCK * ranks if ranks > 1 else 1)
         self._grad_arena = self._arena.zeros_like()
@@ -772,22 +779,11 @@ def _checked_comm(comm: Any) -> MPI.Intracomm:
     return comm
 
 
-def _check_elementwise(optimizer: Any) -> None:
-    """Raise unless an element of a parameter moves by what its own gradient and states are."""
+def check_sharded(optimizer: Any) -> None:
+    """Raise unless it is a class that `Sharded` takes."""
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise TypeError(f"optimizer must be a class of gradstep, such as Adam, got {optimizer!r}")
-    rules = [CORE_RULES[name] for name in optimizer.rules]
-    if any(rule.has_trust for rule in rules):
-        why = "its steps depend on norms of whole arrays"
-    elif any(rule.row_state for rule in rules):
-        why = "it keeps a table of gradients"
-    elif optimizer.step_needs:
-        why = f"its step needs {optimizer.step_needs}"
-    elif any(rule.factors or rule.gradients for rule in rules):
-        why = "its steps are of whole matrices"
-    else:
-        return
-    raise TypeError(f"{optimizer.__name__} cannot be sharded, because {why}")
+    check_elementwise(optimizer, "be sharded")
 
 
 def _number(name: str, value: Any) -> float | None:

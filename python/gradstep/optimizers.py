@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
@@ -28,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
-from . import _core, _files
+from . import _core, _disk, _files
 from ._memory import zeros_beside
 from ._structure import Structure
 
@@ -65,11 +67,12 @@ CLASSES: list[type[Optimizer]] = []
 
 
 class Options(TypedDict, total=False):
-    """What every class takes beside its own arguments, each False by default; see `Optimizer`."""
+    """What every class takes beside its own arguments, none by default; see `Optimizer`."""
 
     maximize: bool
     skip_nonfinite: bool
     flush_denormals: bool
+    state_dir: _files.PathLike | None
 
 
 class StepOptions(TypedDict, total=False):
@@ -119,10 +122,15 @@ class Optimizer:
         flush_denormals: count numbers below 1.2e-38 (float32) or 2.2e-308 (float64) as 0 inside the
             step, where they are slow on some processors. The bits are still the same for any
             threads and level, but those of NumPy no more. Default False.
+        state_dir: a directory for the states, where they are larger than memory: each is a new file
+            of NumPy's format there. Parameters and gradients may be in files too, `np.memmap`.
+            Steps then go window by window, and the memory of what is done is given back; the bits
+            are the same. For rules that work element by element. Default None: in memory.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
         ValueError: a hyper-parameter out of its range, an array that cannot be updated in place.
+        OSError: `state_dir` is no directory, holds such states already, or has no room for them.
     """
 
     #: The native rules that this class chooses from.
@@ -156,6 +164,7 @@ class Optimizer:
         maximize: bool = False,
         skip_nonfinite: bool = False,
         flush_denormals: bool = False,
+        state_dir: _files.PathLike | None = None,
         **unknown: Any,
     ) -> None:
         if not self.rules:
@@ -179,9 +188,15 @@ class Optimizer:
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._scalars_kept = False  # whether those of the last step are good for the next one
         self._progress = np.array([*self.progress.values()])
+        self._state_dir: Path | None = None
+        make_plan = self._plan_class
+        if state_dir is not None:
+            check_elementwise(type(self), "have a state_dir")
+            self._state_dir = _disk.checked_directory(state_dir)
+            make_plan = partial(_disk.WindowedPlan, self._plan_class)  # type: ignore[assignment]
         self._states = self._new_states()
         kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
-        self._plan = self._plan_class(
+        self._plan = make_plan(
             rule,
             self._params,
             [self._states.get(kind, []) for kind in kinds],
@@ -527,7 +542,10 @@ class Optimizer:
             return (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
 
         shapes = [[shape(name, param) for param in self._params] for name in names]
-        return dict(zip(names, zeros_beside(self._params, shapes), strict=True))
+        if self._state_dir is None:
+            return dict(zip(names, zeros_beside(self._params, shapes), strict=True))
+        arrays = _disk.zeros(self._state_dir, names, self._params, shapes)
+        return dict(zip(names, arrays, strict=True))
 
     def _begin_with(self, state: str, start: float, argument: str) -> None:
         """Fill a state with what an argument says."""
@@ -576,6 +594,27 @@ class Optimizer:
                 checked[name] = check.number(name, value)
                 _owner(self.rules, name).check_hyper(name, checked[name], single)
         return checked
+
+
+def check_elementwise(cls: type[Optimizer], what: str) -> None:
+    """Raise unless an element of a parameter moves by what its own gradient and states are.
+
+    Args:
+        cls: the class.
+        what: what it cannot otherwise.
+    """
+    rules = [CORE_RULES[name] for name in cls.rules]
+    if any(rule.has_trust for rule in rules):
+        why = "its steps depend on norms of whole arrays"
+    elif any(rule.row_state for rule in rules):
+        why = "it keeps a table of gradients"
+    elif cls.step_needs:
+        why = f"its step needs {cls.step_needs}"
+    elif any(rule.factors or rule.gradients for rule in rules):
+        why = "its steps are of whole matrices"
+    else:
+        return
+    raise TypeError(f"{cls.__name__} cannot {what}, because {why}")
 
 
 def _spell_out_options(function: Callable[..., Any], like: Callable[..., Any]) -> None:
