@@ -71,7 +71,7 @@ def same_bits() -> None:
     classes = [cls for cls in CLASSES if elementwise(cls)]
     assert len(classes) > 15
     for cls in classes:
-        for dtype in DTYPES:
+        for dtype in DTYPES[: 1 if RANKS > 2 else 2]:
             start = numbers(SIZE, dtype, 99)
             arguments = {**needed(cls), "lr": 0.01}
             overlap = dtype is np.float32

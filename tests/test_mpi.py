@@ -203,10 +203,14 @@ for optimizer, params, comm in [
         Sharded(optimizer, params, comm=comm, lr=0.1)
     except TypeError as error:
         print(error)
-try:
-    Sharded(gs.Adam, np.ones(2), comm=MPI.COMM_SELF, lr=0.1).eval()
-except TypeError as error:
-    print(error)
+for act in (
+    lambda: Sharded(gs.Adam, np.ones(2), comm=MPI.COMM_SELF, lr=0.1).eval(),
+    lambda: Sharded(gs.Adam, np.ones(2), comm=MPI.COMM_SELF, lr=0.1, state_dir="."),
+):
+    try:
+        act()
+    except TypeError as error:
+        print(error)
 """
     assert python(code).splitlines() == [
         "optimizer must be a class of gradstep, such as Adam, got 'Adam'",
@@ -215,6 +219,7 @@ except TypeError as error:
         "params must be a numpy.ndarray, or expose a CPU buffer or DLPack, or be a list, "
         "tuple or dict of such arrays, got int",
         "Adam has no eval()",
+        "Sharded() has no argument 'state_dir': each rank's states are in memory",
     ]
 
 

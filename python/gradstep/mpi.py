@@ -91,7 +91,7 @@ class Sharded:
         comm: the communicator, default `MPI.COMM_WORLD`.
         overlap: send the gradients in buckets, so that one is updated while others are on the way.
             The bits of a sum that MPI adds in the same order are the same. Default False.
-        arguments: those of the class, `lr` first.
+        arguments: those of the class, by name, but for `state_dir`.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; a class, a shape, a dtype or a
@@ -141,6 +141,10 @@ class Sharded:
     ) -> None:
         """What a rank does for itself."""
         check_sharded(optimizer)
+        if "state_dir" in arguments:
+            raise TypeError(
+                "Sharded() has no argument 'state_dir': each rank's states are in memory"
+            )
         ranks, rank = self._comm.size, self._comm.rank
         self._arena = padded_arena(params, "params", BLOCK * ranks if ranks > 1 else 1)
         self._grad_arena = self._arena.zeros_like()
