@@ -111,6 +111,10 @@ def schedules_and_own_memory() -> None:
         plain.step(total, grad_scale=1 / RANKS)
         assert_same_bits(flat(opt.params), start)
         assert opt.current_lr == plain.current_lr
+    each = gradients_of_all(3, np.float64)
+    opt.step(tree(each[RANK]), weight=0.1)
+    plain.step(sum(each), grad_scale=1 / RANKS)
+    assert_same_bits(flat(opt.params), start)
     mine = tree(np.ones(SIZE))
     opt.step(mine, zero_grad=True)
     assert not flat(mine).any()

@@ -67,6 +67,12 @@ def test_the_bits_of_memory(cls, dtype, tmp_path):
     for ours, expected in zip(opt._arrays(), plain._arrays(), strict=True):
         assert_same_bits(np.asarray(ours), expected)
     assert all(isinstance(a, np.memmap) for v in opt.state.values() for a in list(v.values())[:3])
+    if hasattr(cls, "eval"):
+        for each in (opt, plain):
+            each.eval()
+        assert_same_bits(np.asarray(disk["c"]), memory["c"])
+        for each in (opt, plain):
+            each.train()
     opt.save(tmp_path / "saved")
     (tmp_path / "others").mkdir()
     resumed = cls(arrays(dtype, 5), state_dir=tmp_path / "others", **arguments)

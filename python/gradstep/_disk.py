@@ -85,6 +85,14 @@ def _zeros_in(path: Path, shape: tuple[int, ...], dtype: Any, made: list[Path]) 
     return array
 
 
+def windows(array: Array, beside: Array) -> Iterator[tuple[Array, Array]]:
+    """Two arrays of one size, in parts that are in memory together."""
+    vector, other = array.reshape(-1), beside.reshape(-1)
+    for begin in range(0, vector.size, WINDOW):
+        part = slice(begin, begin + WINDOW)
+        yield vector[part], other[part]
+
+
 class WindowedPlan:
     """A plan whose steps go window by window; of rules that work element by element.
 

@@ -212,7 +212,8 @@ class Sharded:
             "clip_value": clip_value,
         }
         given, weights = self._agreed(grads, weight, treatment, zero_grad)
-        factor = weights[self._comm.rank] * ranks / weights.sum()
+        alike = (weights == weights[0]).all()  # where a quotient may be off 1
+        factor = 1.0 if alike else weights[self._comm.rank] * ranks / weights.sum()
         vector = self._laid_out(given, factor)
         mean_scale = float(grad_scale) / ranks
         asked = clip_norm is not None or self._shards[0]._habits["skip_nonfinite"]

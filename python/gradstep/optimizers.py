@@ -125,7 +125,8 @@ class Optimizer:
         state_dir: a directory for the states, where they are larger than memory: each is a new file
             of NumPy's format there. Parameters and gradients may be in files too, `np.memmap`.
             Steps then go window by window, and the memory of what is done is given back; the bits
-            are the same. For rules that work element by element. Default None: in memory.
+            are the same. For rules that work element by element. `load` and `load_state_dict` need
+            memory for what they read. Default None: in memory.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
