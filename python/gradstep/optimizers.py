@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -387,7 +388,9 @@ class Optimizer:
         return {**self._hyper, "lr": lr, **self._settings}
 
     def __repr__(self) -> str:
-        habits = {name: True for name, on in self._habits.items() if on}
+        habits: dict[str, Any] = {name: True for name, on in self._habits.items() if on}
+        if self._state_dir is not None:
+            habits["state_dir"] = os.fspath(self._state_dir)
         shown = {**self.hyperparameters, "lr": self.lr, **habits, **self._sizes()}
         arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
