@@ -27,6 +27,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchma
 def test_docstrings(name):
     if name == "gradstep.torch":
         pytest.importorskip("torch", reason="needs PyTorch")
+    if name == "gradstep.mpi":
+        pytest.skip("test_mpi.py has it, in a process of its own")
     module = importlib.import_module(name)
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
@@ -48,8 +50,8 @@ def test_links_lead_somewhere(page):
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
-#: Those that need more than gradstep are tested in test_examples.py.
-NEEDY = ("numba_loop.py",)
+#: Those that need more than gradstep are tested in test_examples.py and test_mpi.py.
+NEEDY = ("numba_loop.py", "mpi_train.py")
 EXAMPLES = [path for path in sorted(ROOT.glob("examples/*.py")) if path.name not in NEEDY]
 
 

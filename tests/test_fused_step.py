@@ -407,6 +407,7 @@ def test_options_of_every_class(cls):
         "state_dtype": None,
         "rounding": "stochastic",
         "rounding_seed": 0,
+        "state_dir": None,
     }
     for name in flags:
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):

@@ -519,7 +519,11 @@ def test_arguments_are_those_of_pytorch(name):
     assert {k: made.defaults[k] for k in their.defaults} == their.defaults
     assert isinstance(made, (torch.optim.Optimizer, getattr(torch.optim, name)))
     options = inspect.signature(gt.CLASSES[name]).parameters
-    assert set(ours) == set(theirs) | set(options) - {"skip_nonfinite", "flush_denormals"}
+    assert set(ours) == set(theirs) | set(options) - {
+        "skip_nonfinite",
+        "flush_denormals",
+        "state_dir",
+    }
 
 
 def test_arguments_of_the_others_are_those_of_gradstep():

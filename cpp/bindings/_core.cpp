@@ -4,6 +4,7 @@
 // Python has checked the structure of the arguments (optimizers.py) and gives every array a label for the messages.
 
 #include <gradstep/gradstep.h>
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -418,6 +420,25 @@ class Plan {
     return gradients(sequence, second_noun(), &Slot::second, /*zero_grad=*/false);
   }
 
+  // Raises unless step() would take this treatment.
+  void check_treatment(const TreatmentTuple& treatment) const {
+    gradstep::check_treatment(treatment_of(treatment), single_precision_);
+  }
+
+  // The sums of squares of all blocks, of which the norm is made: of gradients times `grad_scale`, and then `unit`.
+  py::array_t<double> block_sums(const py::object& sequence, double grad_scale, double unit) {
+    const Arrays held = check_grads(sequence, /*zero_grad=*/false);
+    const Table& table = active_level().table();
+    prepare_jobs(table.entries[rule_]);
+    const int threads = get_num_threads();
+    const auto count = static_cast<std::int64_t>(jobs_.size());
+    py::array_t<double> sums(static_cast<py::ssize_t>(count_blocks(jobs_.data(), count)));
+    double* const first = sums.mutable_data();
+    const py::gil_scoped_release release;
+    sum_blocks(jobs_.data(), count, threads, denormals_, table, grad_scale, unit, first);
+    return sums;
+  }
+
   // Raises if the array shares memory with what steps write to.
   void check_apart(const py::object& array, const std::string& name) const {
     const std::string no_suffix;
@@ -425,10 +446,11 @@ class Plan {
     claims_.check_free(check_memory(array, label), label);
   }
 
-  // Without scalars, those of the step before hold on. What raises keeps nothing.
+  // Without scalars, those of the step before hold on. What raises keeps nothing. `norm` is that of more than these
+  // gradients, which are finite.
   std::optional<Report> step(const py::object& grads, const std::optional<TreatmentTuple>& treatments,
                              const std::optional<Scalars>& scalars, const std::optional<py::object>& second_grads,
-                             bool acquired) {
+                             bool acquired, const std::optional<double>& norm) {
     std::optional<Hold> hold;
     if (!acquired) hold.emplace(*this);
     const FloatMode mode(Denormals::keep);
@@ -438,7 +460,7 @@ class Plan {
     const Entry& entry = table.entries[rule_];
     const int threads = get_num_threads();
     const auto treatment = treatments ? treatment_of(*treatments) : Treatment();
-    check_treatment(treatment, single_precision_);
+    gradstep::check_treatment(treatment, single_precision_);
     check_integer("t", t_ + 1, 1, max_integer);
     // Our own references: the caller's list can change while Python runs elsewhere. Then all that is written to,
     // because the gradients can be of classes whose Python code runs when they are looked at.
@@ -474,7 +496,7 @@ class Plan {
         batch.count = row_jobs_.count();
       }
       outcome = take_step(batch, table, rule_, step, treatment, asked || refuse_nonfinite_,
-                          second.empty() ? nullptr : second.data());
+                          second.empty() ? nullptr : second.data(), norm);
       if (outcome.usable && by_rows_ && treatment.zero_grad) row_jobs_.zero_summed();
       if (outcome.usable && marks_) marks_[row_] = true;
       if (outcome.usable && resums) sum_again(entry, threads);
@@ -813,6 +835,20 @@ double norm(const py::object& array) {
   return grad_norm(batch, active_level().table(), 1).value;
 }
 
+// The norm that the blocks' sums of all processes come to, and whether all that was summed is finite. `total` has them
+// summed, for gradients times a power of two.
+std::pair<double, bool> norm_from(const std::function<double(double)>& total, bool single_precision) {
+  const FloatMode mode(Denormals::keep);
+  const Root root = root_of(total, !single_precision);
+  return {root.value, root.finite};
+}
+
+double sum_of_blocks(py::array_t<double, py::array::c_style> sums) {
+  const FloatMode mode(Denormals::keep);
+  std::vector<double> tree(sums.data(), sums.data() + sums.size());
+  return sum_tree(tree.data(), sums.size());
+}
+
 // The catalogue -------------------------------------------------------------------------------------------------------
 
 std::vector<Spec> rules() {
@@ -948,16 +984,20 @@ PYBIND11_MODULE(_core, m) {
            "Raise unless step() would take these gradients; return them, as NumPy arrays where need be.")
       .def("check_second_grads", &Plan::check_second_grads, py::arg("second_grads"),
            "The same for the second gradients.")
+      .def("check_treatment", &Plan::check_treatment, py::arg("treatment"), "Raise unless step() would take it.")
+      .def("block_sums", &Plan::block_sums, py::arg("grads"), py::arg("grad_scale"), py::arg("unit"),
+           "The sum of squares of each block of the gradients, each element times both factors.")
       .def("check_apart", &Plan::check_apart, py::arg("array"), py::arg("name"),
            "Raise if the array shares memory with what steps write to.")
       .def("acquire", &Plan::acquire, "Keep other threads out until release(), or raise if one is in.")
       .def("release", &Plan::release)
       .def("step", &Plan::step, py::arg("grads"), py::arg("treatment") = py::none(), py::arg("scalars") = py::none(),
-           py::arg("second_grads") = py::none(), py::arg("acquired") = false,
+           py::arg("second_grads") = py::none(), py::arg("acquired") = false, py::arg("norm") = py::none(),
            "Update everything once, or raise and change nothing. The treatment of the gradients is\n"
            "(grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,\n"
            "hyper-parameters, weight_decay, maximize, row), those of the step before by default.\n"
-           "`acquired` says that the caller has called acquire().\n"
+           "`acquired` says that the caller has called acquire(). `norm` is that of all gradients, where\n"
+           "these are a part of them: then it is not measured, and all are finite.\n"
            "Where clip_norm or skip_nonfinite had the gradients measured, return their norm, whether it\n"
            "was clipped, and whether the step was skipped.")
       .def("forget", &Plan::forget, py::arg("row"),
@@ -972,6 +1012,10 @@ PYBIND11_MODULE(_core, m) {
   define_tensor_steps(m);
 
   m.def("norm", norm, py::arg("array"), "The L2 norm over an array, summed in the order in which clipping does it.");
+  m.def("norm_from", norm_from, py::arg("total"), py::arg("single_precision"),
+        "The L2 norm of what is nowhere whole, and whether it is finite: total(unit) is the sum of the\n"
+        "squares of all elements, each times that power of two.");
+  m.def("sum_of_blocks", sum_of_blocks, py::arg("sums"), "The sum of blocks' sums, in the order of the norm.");
   m.def("streams", run_streams, py::arg("written"), py::arg("read"),
         "Read and write what a rule's step would, with next to no arithmetic: a limit to measure.");
   m.def("isa_levels", isa_levels, "Each compiled level, and whether this processor supports it.");

@@ -94,6 +94,21 @@ class Factors {
 
 }  // namespace
 
+Root root_of(const std::function<double(double range)>& total, bool float64) {
+  double range = 1, unit = 1;
+  double sum = total(range);
+  if (float64) {
+    // Squares of float64 can overflow or underflow: then again, with a power of two that brings them back.
+    constexpr double down = 0x1p-540, up = 0x1p540, tiny = 0x1p-960;
+    if (!std::isfinite(sum))
+      range = down, unit = up;
+    else if (sum < tiny)
+      range = up, unit = down;
+    if (range != 1) sum = total(range);
+  }
+  return {unit * std::sqrt(sum), range, std::isfinite(sum)};
+}
+
 Norm grad_norm(const Batch& batch, const Table& table, double scale) {
   constexpr std::int64_t few = 64;  // blocks, whose sums need no memory of their own
   double sums_of_few[few];
@@ -107,23 +122,14 @@ Norm grad_norm(const Batch& batch, const Table& table, double scale) {
     sum_blocks(jobs, count, batch.threads, batch.denormals, table, scale, range, sums);
     return sum_tree(sums, count_blocks(jobs, count));
   };
-  double range = 1, unit = 1;
-  double sum = total(batch.jobs, batch.count, range);
-  if (batch.float64) {
-    // Squares of float64 can overflow or underflow: then again, with a power of two that brings them back.
-    constexpr double down = 0x1p-540, up = 0x1p540, tiny = 0x1p-960;
-    if (!std::isfinite(sum))
-      range = down, unit = up;
-    else if (sum < tiny)
-      range = up, unit = down;
-    if (range != 1) sum = total(batch.jobs, batch.count, range);
-  }
+  const auto total_of_all = [&](double range) { return total(batch.jobs, batch.count, range); };
+  const Root root = root_of(std::cref(total_of_all), batch.float64 != nullptr);
   std::int64_t culprit = -1;
-  if (!std::isfinite(sum)) {
+  if (!root.finite) {
     culprit = 0;
-    while (culprit + 1 < batch.count && std::isfinite(total(batch.jobs + culprit, 1, range))) ++culprit;
+    while (culprit + 1 < batch.count && std::isfinite(total(batch.jobs + culprit, 1, root.range))) ++culprit;
   }
-  return {unit * std::sqrt(sum), culprit};
+  return {root.value, culprit};
 }
 
 void update(Job* jobs, std::int64_t count, int threads, Denormals denormals) {
@@ -152,14 +158,14 @@ void update(Job* jobs, std::int64_t count, int threads, Denormals denormals) {
 }
 
 Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, const Treatment& treatment, bool measure,
-                  Job* second) {
+                  Job* second, std::optional<double> known) {
   step.grad_scale = treatment.grad_scale;
   step.clip = 1;
   step.clip_value = treatment.clip_value.value_or(HUGE_VAL);
   step.zero_grad = treatment.zero_grad;
   Outcome outcome{{0, -1}, false, true};
   if (measure || treatment.clip_norm) {
-    outcome.norm = grad_norm(batch, table, treatment.grad_scale);
+    outcome.norm = known ? Norm{*known, -1} : grad_norm(batch, table, treatment.grad_scale);
     outcome.usable = treatment.clip_norm ? std::isfinite(outcome.norm.value) : outcome.norm.culprit < 0;
     if (outcome.usable && second) {
       Batch others = batch;

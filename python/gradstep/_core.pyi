@@ -27,6 +27,7 @@ __all__: list[str] = [
     "isa_levels",
     "log",
     "norm",
+    "norm_from",
     "openmp",
     "power",
     "rules",
@@ -34,6 +35,7 @@ __all__: list[str] = [
     "set_num_threads",
     "shows_memory",
     "streams",
+    "sum_of_blocks",
     "thread_limit",
     "view",
 ]
@@ -122,6 +124,15 @@ class Plan:
         """
         Keep other threads out until release(), or raise if one is in.
         """
+    def block_sums(
+        self,
+        grads: typing.Any,
+        grad_scale: typing.SupportsFloat | typing.SupportsIndex,
+        unit: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """
+        The sum of squares of each block of the gradients, each element times both factors.
+        """
     def check(self) -> None:
         """
         Raise unless every array is as it was when the plan was made.
@@ -137,6 +148,18 @@ class Plan:
     def check_second_grads(self, second_grads: typing.Any) -> list[typing.Any]:
         """
         The same for the second gradients.
+        """
+    def check_treatment(
+        self,
+        treatment: tuple[
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            bool,
+        ],
+    ) -> None:
+        """
+        Raise unless step() would take it.
         """
     def forget(self, row: typing.SupportsInt | typing.SupportsIndex) -> bool:
         """
@@ -174,12 +197,14 @@ class Plan:
         | None = None,
         second_grads: typing.Any | None = None,
         acquired: bool = False,
+        norm: typing.SupportsFloat | typing.SupportsIndex | None = None,
     ) -> tuple[float, bool, bool] | None:
         """
         Update everything once, or raise and change nothing. The treatment of the gradients is
         (grad_scale, clip_norm or None, clip_value or None, zero_grad), the scalars are (t so far,
         hyper-parameters, weight_decay, maximize, row), those of the step before by default.
-        `acquired` says that the caller has called acquire().
+        `acquired` says that the caller has called acquire(). `norm` is that of all gradients, where
+        these are a part of them: then it is not measured, and all are finite.
         Where clip_norm or skip_nonfinite had the gradients measured, return their norm, whether it
         was clipped, and whether the step was skipped.
         """
@@ -354,6 +379,15 @@ def norm(array: typing.Any) -> float:
     The L2 norm over an array, summed in the order in which clipping does it.
     """
 
+def norm_from(
+    total: collections.abc.Callable[[float], typing.SupportsFloat | typing.SupportsIndex],
+    single_precision: bool,
+) -> tuple[float, bool]:
+    """
+    The L2 norm of what is nowhere whole, and whether it is finite: total(unit) is the sum of the
+    squares of all elements, each times that power of two.
+    """
+
 def power(
     base: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     exponent: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
@@ -377,6 +411,11 @@ def shows_memory(thing: typing.Any) -> bool:
 def streams(written: collections.abc.Sequence[typing.Any], read: typing.Any) -> None:
     """
     Read and write what a rule's step would, with next to no arithmetic: a limit to measure.
+    """
+
+def sum_of_blocks(sums: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> float:
+    """
+    The sum of blocks' sums, in the order of the norm.
     """
 
 def view(array: typing.Any, name: str) -> typing.Any:

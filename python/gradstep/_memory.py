@@ -96,12 +96,24 @@ class Arena:
     """
 
     def __init__(
-        self, structure: Structure, shapes: list[tuple[int, ...]], dtype: Any, address: int = 0
+        self,
+        structure: Structure,
+        shapes: list[tuple[int, ...]],
+        dtype: Any,
+        address: int = 0,
+        multiple: int = 1,
     ) -> None:
-        """Zeros. `address` is where they begin, modulo a page."""
-        self._structure, self._shapes = structure, shapes
+        """Zeros.
+
+        Args:
+            address: where they begin, modulo a page.
+            multiple: of so many elements the memory is one; what is too much is in no array.
+        """
+        self._structure, self._shapes, self._multiple = structure, shapes, multiple
         sizes = [math.prod(shape) for shape in shapes]
-        self._flat = zeros_at((sum(sizes),), dtype, address, ALIAS)
+        size = sum(sizes)
+        self._padded = zeros_at((size + -size % multiple,), dtype, address, ALIAS)
+        self._flat = self._padded[:size]
         parts = np.split(self._flat, np.cumsum(sizes)[:-1])
         self._arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -118,7 +130,7 @@ class Arena:
     def zeros_like(self) -> Arena:
         """Another arena of the same layout, filled with 0: for gradients."""
         beside = self._flat.ctypes.data + STAGGER // 2  # and beside the states
-        return Arena(self._structure, self._shapes, self._flat.dtype, beside)
+        return Arena(self._structure, self._shapes, self._flat.dtype, beside, self._multiple)
 
     def __repr__(self) -> str:
         return f"<Arena of {self._flat.size} {self._flat.dtype} in {len(self._shapes)} arrays>"
@@ -155,22 +167,27 @@ def flatten(arrays: Any) -> Arena:
         >>> params.views["bias"]
         array([-0.5, -0.5])
     """
-    structure = Structure(arrays, "arrays")
-    given, leaves = structure.arrays(arrays, "arrays"), structure.views(arrays, "arrays")
+    return padded_arena(arrays, "arrays")
+
+
+def padded_arena(arrays: Any, noun: str, multiple: int = 1) -> Arena:
+    """What `flatten` does, in memory for a multiple of so many elements."""
+    structure = Structure(arrays, noun)
+    given, leaves = structure.arrays(arrays, noun), structure.views(arrays, noun)
     for i, (suffix, leaf) in enumerate(zip(structure.suffixes, leaves, strict=True)):
-        check.array(f"arrays{suffix}", leaf)
+        check.array(f"{noun}{suffix}", leaf)
         if not check.is_float(leaf.dtype):
             raise TypeError(
-                f"arrays{suffix} must have dtype {', '.join(check.FLOATS)}, got {leaf.dtype}"
+                f"{noun}{suffix} must have dtype {', '.join(check.FLOATS)}, got {leaf.dtype}"
             )
         if any(given[i] is other for other in given[:i]):
-            raise ValueError(f"arrays{suffix} is there twice, and an arena would part the two")
+            raise ValueError(f"{noun}{suffix} is there twice, and an arena would part the two")
         if leaf.dtype != leaves[0].dtype:
             raise TypeError(
-                f"arrays{suffix} is {leaf.dtype}, the first is {leaves[0].dtype}: "
+                f"{noun}{suffix} is {leaf.dtype}, the first is {leaves[0].dtype}: "
                 "an arena has one dtype"
             )
-    arena = Arena(structure, [leaf.shape for leaf in leaves], leaves[0].dtype)
+    arena = Arena(structure, [leaf.shape for leaf in leaves], leaves[0].dtype, multiple=multiple)
     for view, leaf in zip(arena._arrays, leaves, strict=True):
         view[...] = leaf
     return arena

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _checks as check
 from . import _core
+from ._disk import windows
 from .optimizers import Array, Arrays, LearningRate, Optimizer, Options
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ class ScheduleFree(Optimizer):
         with self._alone():
             if self._counter[-1] == to_mean:
                 if self.t > 0:
-                    self._move_points(zip(self._params, self._states["z"], strict=True), to_mean)
+                    pairs = zip(self._params, self._states["z"], strict=True)
+                    self._move_points((part for pair in pairs for part in windows(*pair)), to_mean)
                 self._counter[-1] = not to_mean
 
     def _move_points(self, points: Iterable[tuple[Array, Array]], to_mean: bool) -> None:

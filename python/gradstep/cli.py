@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import _bench_report, _core, bench, bench_linear, compare, datasets, embedding, runtime
+from . import (
+    _bench_report,
+    _core,
+    bench,
+    bench_linear,
+    compare,
+    compare_ranks,
+    datasets,
+    embedding,
+    runtime,
+)
 from .datasets import UsageError
 
 WRONG_BITS, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -57,6 +67,7 @@ rules, each on its own or all of them:
 examples:
   gradstep compare
   gradstep compare --rules all --out all.png
+  gradstep compare --ranks 4 --rules sgd,adam
   gradstep compare --data diabetes --rules sgd,adam,sag --out diabetes.png
   gradstep compare --data houses.csv --target price --epochs 50
 """
@@ -214,6 +225,11 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     option("--batch-size", "rows in a batch; by default 32, or a 400th of the data", type=_whole(1))
     option("--seed", "of the rows held out and the batches; default 0", type=_whole(0), default=0)
     option("--threads", "the most that the kernels may use", type=_whole(1, _core.thread_limit))
+    option(
+        "--ranks",
+        "train by so many processes that share the states, and by one; no picture",
+        type=_whole(1),
+    )
     option("--out", "the picture; default compare.png", type=Path, default=Path("compare.png"))
     parser.set_defaults(command=_compare)
 
@@ -287,8 +303,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     rules = list(compare.RULES)
     if arguments.rules is not None:
         rules = compare.find_rules(arguments.rules)
-    compare.check_picture(arguments.out)
+    if arguments.ranks is None:
+        compare.check_picture(arguments.out)
     data = datasets.load(arguments.data, arguments.target, arguments.seed)
+    if arguments.ranks is not None:
+        named = ("data", "target", "epochs", "batch_size", "seed", "threads")
+        options = {name: getattr(arguments, name) for name in named}
+        return compare_ranks.start(arguments.ranks, rules=rules, **options)
     found = compare.compare(
         data,
         rules,

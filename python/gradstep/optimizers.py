@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _checks as check
-from . import _core, _files
+from . import _core, _disk, _files
 from ._memory import zeros_beside
 from ._structure import Structure
 
@@ -75,6 +78,7 @@ class Options(TypedDict, total=False):
     state_dtype: DTypeLike | None
     rounding: str
     rounding_seed: int
+    state_dir: _files.PathLike | None
 
 
 class StepOptions(TypedDict, total=False):
@@ -134,10 +138,16 @@ class Optimizer:
             steps are lost.
         rounding_seed: what the chances begin with, from 0 on, default 0. They depend on it, on
             `t` and on the place of an element alone.
+        state_dir: a directory for the states, where they are larger than memory: each is a new file
+            of NumPy's format there. Parameters and gradients may be in files too, `np.memmap`.
+            Steps then go window by window, and the memory of what is done is given back; the bits
+            are the same. For rules that work element by element. `load` and `load_state_dict` need
+            memory for what they read. Default None: in memory.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
         ValueError: a hyper-parameter out of its range, an array that cannot be updated in place.
+        OSError: `state_dir` is no directory, holds such states already, or has no room for them.
     """
 
     #: The native rules that this class chooses from.
@@ -146,6 +156,10 @@ class Optimizer:
     step_needs: ClassVar[str] = ""
     #: Numbers beside the states and `t` that each step moves on, with what they begin with.
     progress: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    #: The norm of all gradients, where a step has a part of them; `gradstep.mpi` sets it.
+    _grad_norm: float | None = None
+    #: Where the only parameter is a part of a vector, its place there; `gradstep.mpi` sets it.
+    _first_element: int = 0
     #: What carries the steps out; `reference.in_numpy` exchanges it.
     _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
 
@@ -172,6 +186,7 @@ class Optimizer:
         state_dtype: DTypeLike | None = None,
         rounding: str = "stochastic",
         rounding_seed: int = 0,
+        state_dir: _files.PathLike | None = None,
         **unknown: Any,
     ) -> None:
         if not self.rules:
@@ -201,9 +216,15 @@ class Optimizer:
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._scalars_kept = False  # whether those of the last step are good for the next one
         self._progress = np.array([*self.progress.values()])
+        self._state_dir: Path | None = None
+        make_plan = self._plan_class
+        if state_dir is not None:
+            check_elementwise(type(self), "have a state_dir")
+            self._state_dir = _disk.checked_directory(state_dir)
+            make_plan = partial(_disk.WindowedPlan, self._plan_class)  # type: ignore[assignment]
         self._states = self._new_states()
         kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
-        self._plan = self._plan_class(
+        self._plan = make_plan(
             rule,
             self._params,
             [self._states.get(kind, []) for kind in kinds],
@@ -337,7 +358,7 @@ class Optimizer:
         second_grads: Sequence[Array] | None,
     ) -> Report | None:
         """Carry a step out, or raise and change nothing."""
-        return self._plan.step(grads, treatment, scalars, second_grads)
+        return self._plan.step(grads, treatment, scalars, second_grads, norm=self._grad_norm)
 
     def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
         """What the native step takes beside arrays.
@@ -394,9 +415,11 @@ class Optimizer:
         return {**self._hyper, "lr": lr, **self._settings}
 
     def __repr__(self) -> str:
-        habits = {name: True for name, on in self._habits.items() if on}
+        habits: dict[str, Any] = {name: True for name, on in self._habits.items() if on}
         if self._state_dtype:
             habits["state_dtype"] = self._state_dtype.name
+        if self._state_dir is not None:
+            habits["state_dir"] = os.fspath(self._state_dir)
         shown = {**self.hyperparameters, "lr": self.lr, **habits, **self._sizes()}
         arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
@@ -571,7 +594,11 @@ class Optimizer:
 
         shapes = [[shape(name, param) for param in self._params] for name in names]
         dtypes = [self._state_dtype if name in self._rule.states else None for name in names]
-        return dict(zip(names, zeros_beside(self._params, shapes, dtypes), strict=True))
+        if self._state_dir is None:
+            arrays = zeros_beside(self._params, shapes, dtypes)
+        else:
+            arrays = _disk.zeros(self._state_dir, names, self._params, shapes, dtypes)
+        return dict(zip(names, arrays, strict=True))
 
     def _begin_with(self, state: str, start: float, argument: str) -> None:
         """Fill a state with what an argument says."""
@@ -618,18 +645,14 @@ class Optimizer:
     def _checked_state_dtype(self, given: DTypeLike | None) -> np.dtype[Any] | None:
         if given is None:
             return None
-        dtype = check.float_dtype("state_dtype", given)
-        if not self._rule.any_storage or self._plan_options().get("by_rows"):
-            raise TypeError(
-                f"{type(self).__name__} keeps its states in the dtype of params: state_dtype must "
-                f"be None, got {given!r}"
-            )
-        return dtype
+        check_elementwise(type(self), "have a state_dtype")
+        return check.float_dtype("state_dtype", given)
 
     def _tell_rounding(self) -> None:
         if "rounding" in self._settings:
-            seed = self._settings["rounding_seed"]
-            self._plan.set_rounding(self._settings["rounding"] == "stochastic", seed)
+            stochastic = self._settings["rounding"] == "stochastic"
+            seed, first = self._settings["rounding_seed"], self._first_element
+            self._plan.set_rounding(stochastic, seed, first=first)
 
     def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters as numbers in their ranges. A schedule is checked at each step."""
@@ -648,6 +671,27 @@ def check_rounding(rounding: Any, rounding_seed: Any) -> dict[str, Any]:
         "rounding": check.choice("rounding", rounding, check.ROUNDINGS),
         "rounding_seed": check.integer("rounding_seed", rounding_seed, 0),
     }
+
+
+def check_elementwise(cls: type[Optimizer], what: str) -> None:
+    """Raise unless an element of a parameter moves by what its own gradient and states are.
+
+    Args:
+        cls: the class.
+        what: what it cannot otherwise.
+    """
+    rules = [CORE_RULES[name] for name in cls.rules]
+    if any(rule.has_trust for rule in rules):
+        why = "its steps depend on norms of whole arrays"
+    elif any(rule.row_state for rule in rules):
+        why = "it keeps a table of gradients"
+    elif cls.step_needs:
+        why = f"its step needs {cls.step_needs}"
+    elif any(rule.factors or rule.gradients for rule in rules):
+        why = "its steps are of whole matrices"
+    else:
+        return
+    raise TypeError(f"{cls.__name__} cannot {what}, because {why}")
 
 
 def _spell_out_options(function: Callable[..., Any], like: Callable[..., Any]) -> None:

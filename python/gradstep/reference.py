@@ -838,6 +838,14 @@ class Plan:
 
     check_second_grads = check_grads
 
+    def check_treatment(self, treatment: tuple[float, float | None, float | None, bool]) -> None:
+        """Nothing, as above."""
+
+    def block_sums(self, grads: Sequence[Any], grad_scale: float, unit: float) -> Array:
+        with np.errstate(all="ignore"):
+            sums = [block_sums(g, grad_scale, unit) for g in self.check_grads(grads)]
+            return np.concatenate(sums)
+
     def _sum_again(self, seen: Array) -> None:
         d, y = (self.states[self.state_names.index(name)] for name in ("d", "y"))
         for total, table in zip(d, y, strict=True):
@@ -860,6 +868,7 @@ class Plan:
         scalars: tuple[int, Sequence[float], float, bool, int] | None = None,
         second_grads: Sequence[Array] | None = None,
         acquired: bool = False,
+        norm: float | None = None,
     ) -> tuple[float, bool, bool] | None:
         if scalars is not None:
             _, hyper, weight_decay, maximize, self.row = scalars
@@ -877,10 +886,11 @@ class Plan:
         report, clip = None, 1.0
         asked = clip_norm is not None or self.skip_nonfinite
         if asked or self.refuse_nonfinite:
-            wide = [g if g.itemsize > 2 else g.astype(np.float32) for g in grads]
-            norm = grad_norm(
-                [g for rows in wide for g in rows] if self.by_rows else wide, grad_scale
-            )
+            if norm is None:
+                wide = [g if g.itemsize > 2 else g.astype(np.float32) for g in grads]
+                norm = grad_norm(
+                    [g for rows in wide for g in rows] if self.by_rows else wide, grad_scale
+                )
             usable = math.isfinite(norm) if clip_norm is not None else _finite(grads, grad_scale)
             if not usable and not self.skip_nonfinite:
                 raise ValueError("the gradients hold NaN or infinity, or have no norm to clip")

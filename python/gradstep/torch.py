@@ -465,7 +465,7 @@ def _optimizer(name: str) -> type[Optimizer]:
     own = {
         p.name: p
         for p in inspect.signature(cls).parameters.values()
-        if p.name not in ("skip_nonfinite", "flush_denormals")
+        if p.name not in optimizers.Options.__annotations__.keys() - {"maximize"}
     }
     shared = dict(inspect.signature(theirs or cls).parameters)
     beside = [p for p in own if p not in shared] if theirs else []

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
 from .optimizers import Arrays, Optimizer, StepOptions
+
+if TYPE_CHECKING:
+    from .mpi import MPI, Sharded
 
 Array = NDArray[Any]
 #: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
@@ -81,6 +84,7 @@ class batches:  # noqa: N801 - called like a function, as `range` is
         self._shuffle = check.flag("shuffle", shuffle)
         self._rng = _generator(seed)
         self._drop_last = check.flag("drop_last", drop_last)
+        self._part, self._parts = 0, 1  # which part of each batch is read
         if len(self) == 0:
             raise ValueError(
                 f"drop_last=True leaves nothing of {self._rows} rows, batch_size is {self._size}"
@@ -94,14 +98,21 @@ class batches:  # noqa: N801 - called like a function, as `range` is
         return whole + (rest > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        if self._size is None:
+        if self._size is None and self._parts == 1:
             yield self._arrays
             return
-        order = self._rng.permutation(self._rows) if self._shuffle else None
+        shuffles = self._shuffle and self._size is not None
+        order = self._rng.permutation(self._rows) if shuffles else None
+        size = self._rows if self._size is None else self._size
         for i in range(len(self)):
-            rows = slice(i * self._size, (i + 1) * self._size)
+            rows = part_of(i * size, min((i + 1) * size, self._rows), self._part, self._parts)
             index = rows if order is None else order[rows]
             yield tuple([array[index] for array in self._arrays])
+
+
+def part_of(begin: int, end: int, part: int, parts: int) -> slice:
+    """A part of some rows. The parts differ by one row at most."""
+    return slice(*(begin + (end - begin) * i // parts for i in (part, part + 1)))
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,7 @@ class History(dict[str, list[float]]):
 
 
 def train(
-    opt: Optimizer,
+    opt: Optimizer | Sharded,
     loss_and_grad: LossAndGrad,
     data: Sequence[Array],
     *,
@@ -200,6 +211,7 @@ def train(
     progress: bool = True,
     shuffle: bool = True,
     seed: Seed = None,
+    comm: MPI.Intracomm | None = None,
 ) -> History:
     """Step through the data, batch by batch and epoch by epoch, until there is a reason to stop.
 
@@ -228,6 +240,11 @@ def train(
         validation: arrays for `loss_and_grad`, all at once, after each epoch.
         callbacks: functions that are given an `Epoch` after each one. A true result stops the run.
         progress: show a bar on a terminal, if tqdm is installed. Default True.
+        comm: the communicator of an `opt` that is a `gradstep.mpi.Sharded`. All ranks are given the
+            same arguments, and data with the same rows, of which each reads its part of each batch
+            and of the validation data: `batch_size` and the losses are those of all ranks together.
+            The seed is that of rank 0, and so is the bar. All ranks have the same history, but for
+            the seconds. Callbacks are called on all; what one of them asks for, all do.
 
     Returns:
         The `History`.
@@ -235,7 +252,9 @@ def train(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: neither `epochs` nor `max_steps`, a number out of its range, data that is empty
-            or of different lengths. The run has not begun then.
+            or of different lengths. The run has not begun then. With `comm`, also an argument that
+            is another one than on rank 0.
+        RuntimeError: with `comm`, what the function or a callback has raised on another rank.
 
     Example:
         >>> import numpy as np, gradstep as gs
@@ -253,7 +272,18 @@ def train(
     References:
         Prechelt, Early stopping - but when?, 1998 (patience).
     """
-    if not isinstance(opt, Optimizer):
+    make_run: Callable[..., _Run] = _Run
+    if comm is not None:
+        from . import mpi
+
+        settings = {
+            "batch_size": batch_size, "epochs": epochs, "max_steps": max_steps, "tol": tol,
+            "patience": patience, "clip_norm": clip_norm, "clip_value": clip_value,
+            "shuffle": shuffle, "seed": seed, "data": data, "validation": validation,
+        }  # fmt: skip
+        mpi.check_training(opt, comm, settings)
+        make_run, seed = mpi.ShardedRun, mpi.common_seed(comm, seed)
+    elif not isinstance(opt, Optimizer):
         raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
     if opt.step_needs:
         raise TypeError(f"opt must not be {type(opt).__name__}, whose step needs {opt.step_needs}")
@@ -271,11 +301,14 @@ def train(
         "clip_norm": None if clip_norm is None else check.number("clip_norm", clip_norm),
         "clip_value": None if clip_value is None else check.number("clip_value", clip_value),
     }
-    run = _Run(opt, loss_and_grad, validation, clip)
+    run = make_run(opt, loss_and_grad, validation, clip)
+    if comm is not None:
+        feed._part, feed._parts = comm.rank, comm.size
     history = History(validated=validation is not None)
 
     verdict: Verdict | None = None
-    with _bar(limit, check.flag("progress", progress)) as bar:
+    shows = check.flag("progress", progress) and (comm is None or comm.rank == 0)
+    with _bar(limit, shows) as bar:
         while verdict is None and run.steps < limit:
             try:
                 epoch = run.epoch(islice(feed, limit - run.steps), bar.update)
@@ -284,7 +317,9 @@ def train(
             else:
                 history._append(epoch)
                 bar.set_postfix_str(f"loss {epoch.loss:.4g}")
-                verdict = _asked(callbacks, epoch) or _tolerated(tol, epoch) or best.verdict(epoch)
+                verdict = (
+                    run.asked(callbacks, epoch) or _tolerated(tol, epoch) or best.verdict(epoch)
+                )
     if run.overflowed():
         verdict = "non-finite", f"non-finite parameters after step {run.steps}: {run.restore()}"
     history.stop, history.reason = verdict or spent
@@ -317,28 +352,20 @@ class _Run:
         self._start = time.perf_counter()
         self._epochs = 0
         self.steps = 0
+        self._lr = 0.0
         self._saved: list[Array] = []
         self._saved_at = (0, 0, math.nan)
 
     def epoch(self, feed: Iterable[tuple[Array, ...]], tick: Callable[[], object]) -> Epoch:
         """Step through the batches of `feed`."""
-        opt, loss_and_grad = self._opt, self._loss_and_grad
-        loss = norm = lr = 0.0
+        loss = norm = 0.0
         rows = 0
         for count, batch in enumerate(feed, 1):
-            batch_loss, grads = _result(loss_and_grad(opt.params, *batch))
-            self._check_finite("loss", batch_loss)
-            if count == 1:
-                self._save(batch_loss)
-            arrays = opt._structure.arrays(grads, "grads")
-            batch_norm = _norm(opt._plan.check_grads(arrays))
-            self._check_finite("gradient norm", batch_norm)
-            lr = opt.current_lr
-            opt.step(grads, **self._clip)
+            batch_loss, batch_norm, batch_rows = self._step(batch, saves=count == 1)
             self.steps += 1
-            rows += len(batch[0])
+            rows += batch_rows
             # Running means: huge losses cannot overflow a sum, and one batch gives its very loss.
-            loss += (batch_loss - loss) * (len(batch[0]) / rows)
+            loss += (batch_loss - loss) * (batch_rows / rows)
             norm += (batch_norm - norm) / count
             tick()
         self._epochs += 1
@@ -347,11 +374,32 @@ class _Run:
             steps=self.steps,
             loss=loss,
             val_loss=self._val_loss(),
-            lr=lr,
+            lr=self._lr,
             grad_norm=norm,
             seconds=time.perf_counter() - self._start,
-            opt=opt,
+            opt=self._opt,
         )
+
+    def _step(self, batch: tuple[Array, ...], saves: bool) -> tuple[float, float, int]:
+        """Step at a batch, after a good point is saved where that is asked for.
+
+        Returns:
+            The loss, the norm of the gradients, and the number of rows.
+        """
+        opt = self._opt
+        loss, grads = _result(self._loss_and_grad(opt.params, *batch))
+        self._check_finite("loss", loss)
+        if saves:
+            self._save(loss)
+        norm = _norm(opt._plan.check_grads(opt._structure.arrays(grads, "grads")))
+        self._check_finite("gradient norm", norm)
+        self._lr = opt.current_lr
+        opt.step(grads, **self._clip)
+        return loss, norm, len(batch[0])
+
+    def asked(self, callbacks: Sequence[Callable[[Epoch], object]], epoch: Epoch) -> Verdict | None:
+        """Whether a callback asks to stop."""
+        return _asked(callbacks, epoch)
 
     def _val_loss(self) -> float | None:
         if self._validation is None:
@@ -382,8 +430,12 @@ class _Run:
             return "nothing was written"
         for copy, array in zip(self._saved, self._opt._arrays(), strict=True):
             np.copyto(array, copy)
-        self._opt._plan.t, self.steps, loss = self._saved_at
+        t, self.steps, loss = self._saved_at
+        self._set_t(t)
         return f"parameters restored to those after step {self.steps}, of loss {loss:.6g}"
+
+    def _set_t(self, t: int) -> None:
+        self._opt._plan.t = t
 
 
 def _limit(epochs: int | None, max_steps: int | None, per_epoch: int) -> tuple[int, Verdict]:

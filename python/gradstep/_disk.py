@@ -1,0 +1,280 @@
+"""States on disk, and steps over vectors that are larger than memory.
+
+A step goes over the arrays window by window. The system is told which window is next, so that it
+reads ahead, and which is done, so that it writes behind and takes the memory back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .reference import BLOCK
+
+Array = NDArray[Any]
+Treatment = tuple[float, float | None, float | None, bool]
+Scalars = tuple[int, Sequence[float], float, bool, int]
+
+#: Elements of each array that are in memory together, whole blocks of the norm.
+WINDOW = 256 * BLOCK
+#: What the system is told, where it can be told.
+_AHEAD, _BEHIND = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)
+
+
+def checked_directory(path: str | os.PathLike[str]) -> Path:
+    """A directory that is there."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"state_dir must be a path, got {path!r}")
+    directory = Path(path)
+    if not directory.is_dir():
+        raise NotADirectoryError(f"state_dir must be a directory, got {os.fspath(path)!r}")
+    return directory
+
+
+def zeros(
+    directory: Path,
+    names: Sequence[str],
+    params: Sequence[Array],
+    shapes: Sequence[Sequence[tuple[int, ...]]],
+    dtypes: Sequence[np.dtype[Any] | None],
+) -> list[list[Array]]:
+    """Zeros in new files of a directory: `m_0.npy` is the state m beside the first parameter.
+
+    Args:
+        directory: where the files will be.
+        names: of the kinds of states.
+        params: the parameters.
+        shapes: for each kind of state, the shape beside each parameter.
+        dtypes: for each kind of state, its dtype, or None for that of the parameter.
+
+    Raises:
+        OSError: a file is there already, or has no room. None is left then.
+    """
+    made: list[Path] = []
+    try:
+        return [
+            [
+                _zeros_in(directory / f"{name}_{i}.npy", shape, dtype or param.dtype, made)
+                for i, (param, shape) in enumerate(zip(params, kind, strict=True))
+            ]
+            for name, kind, dtype in zip(names, shapes, dtypes, strict=True)
+        ]
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _zeros_in(path: Path, shape: tuple[int, ...], dtype: Any, made: list[Path]) -> Array:
+    if path.exists():
+        raise FileExistsError(f"state_dir holds {path.name} already: {os.fspath(path)!r}")
+    made.append(path)
+    array: Array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # Where the disk is full, writing to the memory of a file would end the process.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def windows(array: Array, beside: Array) -> Iterator[tuple[Array, Array]]:
+    """Two arrays of one size, in parts that are in memory together."""
+    vector, other = array.reshape(-1), beside.reshape(-1)
+    for begin in range(0, vector.size, WINDOW):
+        part = slice(begin, begin + WINDOW)
+        yield vector[part], other[part]
+
+
+class WindowedPlan:
+    """A plan whose steps go window by window; of rules that work element by element.
+
+    Args:
+        make: makes a plan for some arrays, `_core.Plan` or what takes its place.
+        others: what it is given.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., _core.Plan],
+        rule: str,
+        params: Sequence[Array],
+        states: Sequence[Sequence[Array]],
+        nouns: Sequence[str],
+        suffixes: Sequence[str],
+        **options: Any,
+    ) -> None:
+        self._whole = make(rule, params, states, nouns, suffixes, **options)
+        self.check, self.check_apart = self._whole.check, self._whole.check_apart
+        self.acquire, self.release = self._whole.acquire, self._whole.release
+        self.check_grads, self.check_treatment = (
+            self._whole.check_grads,
+            self._whole.check_treatment,
+        )
+        self._skips = options.get("skip_nonfinite", False)
+        self._single = all(param.dtype != np.float64 for param in params)
+        #: Of each array its memory, as one vector: the parameter and its states.
+        self._vectors = [[a.reshape(-1) for a in arrays] for arrays in zip(params, *states)]  # noqa: B905 - no states
+        self._windows = [
+            (i, slice(begin, min(begin + WINDOW, param.size)))
+            for i, param in enumerate(params)
+            for begin in range(0, param.size, WINDOW)
+        ]
+        self._plans = [
+            make(
+                rule,
+                [self._vectors[i][0][window]],
+                [[state[window]] for state in self._vectors[i][1:]],
+                nouns,
+                [suffixes[i]],
+                **options,
+            )
+            for i, window in self._windows
+        ]
+        self._scalars: Scalars | None = None
+
+    def set_rounding(self, stochastic: bool, seed: int, array: int = 0, first: int = 0) -> None:
+        for plan, (i, window) in zip(self._plans, self._windows, strict=True):
+            place = first if i == 0 else 0
+            plan.set_rounding(stochastic, seed, array + i, place + window.start)
+
+    @property
+    def t(self) -> int:
+        return self._whole.t
+
+    @t.setter
+    def t(self, t: int) -> None:
+        self._whole.t = t
+
+    def step(
+        self,
+        grads: Sequence[Any],
+        treatment: Treatment | None = None,
+        scalars: Scalars | None = None,
+        second_grads: None = None,
+        acquired: bool = False,
+        norm: float | None = None,
+    ) -> tuple[float, bool, bool] | None:
+        """As `_core.Plan.step`. Ctrl-C waits until all windows are done."""
+        treatment = treatment or (1.0, None, None, False)
+        grad_scale, clip_norm, _, zero_grad = treatment
+        self.acquire()
+        try:
+            self.check_treatment(treatment)
+            given = self.check_grads(grads, zero_grad)
+            self.check()
+            vectors = [_core.view(g, "grads").reshape(-1) for g in given]
+            asked = clip_norm is not None or self._skips
+            if asked and norm is None:
+                norm, finite = self._norm(vectors, grad_scale)
+                usable = finite if clip_norm is None else np.isfinite(norm)
+                if not usable and self._skips:
+                    return norm, False, True
+                if not usable:
+                    self._whole.step(given, treatment, scalars, acquired=True)  # which says why
+            if scalars is not None:
+                self._scalars = scalars
+            assert self._scalars is not None
+            t = self.t
+            now = (t if scalars is None else scalars[0], *self._scalars[1:])
+            report = None
+            with _interrupts_held():
+                for plan, [gradient, *_] in self._sweep(vectors, with_states=True):
+                    plan.t = t
+                    report = plan.step([gradient], treatment, now, norm=norm)
+                self.t = t + 1
+            if asked and report is None:  # there are no elements
+                report = (0.0, False, False)
+            return report
+        finally:
+            self.release()
+
+    def _norm(self, vectors: Sequence[Array], scale: float) -> tuple[float, bool]:
+        def total(unit: float) -> float:
+            windows = self._sweep(vectors, with_states=False)
+            sums = [plan.block_sums(arrays, scale, unit) for plan, arrays in windows]
+            return _core.sum_of_blocks(np.concatenate([np.zeros(0), *sums]))
+
+        return _core.norm_from(total, self._single)
+
+    def _sweep(
+        self, grads: Sequence[Array], with_states: bool
+    ) -> Iterator[tuple[_core.Plan, list[Array]]]:
+        """Each plan, and what of the gradient belongs to it; and the hints."""
+        touched = [
+            [grad, *(vectors if with_states else [])]
+            for grad, vectors in zip(grads, self._vectors, strict=True)
+        ]
+        with contextlib.ExitStack() as stack:
+            files = [[stack.enter_context(_hinted(a)) for a in arrays] for arrays in touched]
+
+            def hint(number: int, ahead: bool) -> None:
+                if number < len(self._windows):
+                    i, window = self._windows[number]
+                    for tell, array in zip(files[i], touched[i], strict=True):
+                        tell(array[window], ahead)
+
+            hint(0, ahead=True)
+            for number, (plan, (i, window)) in enumerate(
+                zip(self._plans, self._windows, strict=True)
+            ):
+                hint(number + 1, ahead=True)
+                yield plan, [touched[i][0][window]]
+                hint(number, ahead=False)
+
+
+@contextlib.contextmanager
+def _hinted(array: Array) -> Iterator[Callable[[Array, bool], None]]:
+    """A function that tells the system about parts of an array: needed next, or done with.
+
+    It does nothing where the array is not in a file. What is private to this process, a `np.memmap`
+    of mode "c", would be lost.
+    """
+    memory = getattr(array, "_mmap", None)
+    path = getattr(array, "filename", None)
+    if memory is None or path is None or array.mode == "c" or None in (_AHEAD, _BEHIND):  # type: ignore[attr-defined]
+        yield lambda part, ahead: None
+        return
+    begin = np.frombuffer(memory, np.uint8).ctypes.data
+    first = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # type: ignore[attr-defined]
+    file = os.open(path, os.O_RDONLY)
+
+    def tell(part: Array, ahead: bool) -> None:
+        place = part.ctypes.data - begin
+        start = place - place % mmap.PAGESIZE
+        size = place + part.nbytes - start
+        if size == 0:
+            return
+        memory.madvise(_AHEAD if ahead else _BEHIND, start, size)
+        if not ahead and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, first + start, size, os.POSIX_FADV_DONTNEED)
+
+    try:
+        yield tell
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C for the end: a step is whole, or has not begun."""
+    if threading.current_thread() is not threading.main_thread():  # which does not get them
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,220 @@
+"""States on disk: the bits of memory, window by window, with little of it resident."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import _disk, reference
+from gradstep.optimizers import CLASSES, check_elementwise
+from oracle import DTYPES, assert_same_bits, hostile, mild, needed, python
+
+#: Larger than a window, smaller, a matrix, and nothing.
+SHAPES = {"a": (30_000,), "b": (7,), "c": (130, 100), "d": (0,)}
+
+
+def is_elementwise(cls) -> bool:
+    try:
+        check_elementwise(cls, "be")
+    except TypeError:
+        return False
+    return True
+
+
+ELEMENTWISE = [cls for cls in CLASSES if is_elementwise(cls)]
+
+
+@pytest.fixture(autouse=True)
+def _small_windows(monkeypatch):
+    monkeypatch.setattr(_disk, "WINDOW", 2 * 4096)
+
+
+def arrays(dtype: type, seed: int, numbers=mild) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {k: numbers(rng, int(np.prod(s)), dtype).reshape(s) for k, s in SHAPES.items()}
+
+
+def mapped(tmp_path, name: str, array: np.ndarray) -> np.ndarray:
+    """The same numbers in a file."""
+    path = tmp_path / f"{name}.npy"
+    np.save(path, array)
+    return np.load(path, mmap_mode="r+") if array.size else array
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cls", ELEMENTWISE)
+def test_the_bits_of_memory(cls, dtype, tmp_path):
+    (tmp_path / "states").mkdir()
+    memory = arrays(dtype, 0)
+    disk = {name: mapped(tmp_path, name, array) for name, array in memory.items()}
+    arguments = {**needed(cls), "lr": 0.01}
+    plain = cls(memory, **arguments)
+    opt = cls(disk, state_dir=tmp_path / "states", **arguments)
+    for t, treatment in enumerate(
+        [{}, {}, {"clip_norm": 5.0, "zero_grad": True}, {"clip_value": 0.5, "grad_scale": 3.0}]
+    ):
+        grads = arrays(dtype, 1 + t)
+        theirs = {name: mapped(tmp_path, f"grad{t}{name}", g) for name, g in grads.items()}
+        assert opt.step(theirs, **treatment) == plain.step(grads, **treatment)
+        assert opt.t == plain.t
+        for name in SHAPES:
+            assert_same_bits(np.asarray(theirs[name]), grads[name])
+    for ours, expected in zip(opt._arrays(), plain._arrays(), strict=True):
+        assert_same_bits(np.asarray(ours), expected)
+    assert all(isinstance(a, np.memmap) for v in opt.state.values() for a in list(v.values())[:3])
+    if hasattr(cls, "eval"):
+        for each in (opt, plain):
+            each.eval()
+        assert_same_bits(np.asarray(disk["c"]), memory["c"])
+        for each in (opt, plain):
+            each.train()
+    opt.save(tmp_path / "saved")
+    (tmp_path / "others").mkdir()
+    resumed = cls(arrays(dtype, 5), state_dir=tmp_path / "others", **arguments)
+    resumed.load(tmp_path / "saved")
+    grads = arrays(dtype, 9, hostile)
+    resumed.step(grads)
+    plain.step(grads)
+    for ours, expected in zip(resumed._arrays(), plain._arrays(), strict=True):
+        assert_same_bits(np.asarray(ours), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_bits_of_memory_where_they_are_rounded(dtype, tmp_path):
+    """Each element by the chance that it has in the whole array."""
+    (tmp_path / "states").mkdir()
+    memory = arrays(dtype, 0)
+    disk = {name: mapped(tmp_path, name, array) for name, array in memory.items()}
+    arguments = {"lr": 0.01, "state_dtype": "float16", "rounding_seed": 3}
+    plain = gs.Adam(memory, **arguments)
+    opt = gs.Adam(disk, state_dir=tmp_path / "states", **arguments)
+    for t in range(3):
+        grads = arrays(dtype, 1 + t)
+        plain.step(grads, clip_norm=3.0)
+        opt.step(grads, clip_norm=3.0)
+    for name in SHAPES:
+        assert_same_bits(np.asarray(disk[name]), memory[name])
+        for state, of in plain.state.items():
+            assert_same_bits(np.asarray(opt.state[state][name]), of[name])
+
+
+def test_the_oracle_goes_by_windows_too(tmp_path):
+    ours, expected = arrays(np.float64, 0), arrays(np.float64, 0)
+    (tmp_path / "a").mkdir()
+    opt = reference.in_numpy(gs.Adam)(ours, lr=0.1, state_dir=tmp_path / "a")
+    plain = gs.Adam(expected, lr=0.1)
+    grads = arrays(np.float64, 1)
+    assert opt.step(grads, clip_norm=1.0) == plain.step(grads, clip_norm=1.0)
+    assert_same_bits(ours["a"], expected["a"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_that_are_not_finite(tmp_path, dtype):
+    for skip in (False, True):
+        directory = tmp_path / str(skip)
+        directory.mkdir()
+        opt = gs.Adam(arrays(dtype, 0), skip_nonfinite=skip, state_dir=directory)
+        plain = gs.Adam(arrays(dtype, 0), skip_nonfinite=skip)
+        grads = arrays(dtype, 1)
+        grads["c"][77, 3] = np.nan
+        if skip:
+            assert opt.step(grads).skipped
+        else:
+            with pytest.raises(ValueError, match="clip_norm cannot apply") as ours:
+                opt.step(grads, clip_norm=1.0)
+            with pytest.raises(ValueError, match="clip_norm cannot apply") as theirs:
+                plain.step(grads, clip_norm=1.0)
+            assert str(ours.value) == str(theirs.value)
+        assert opt.t == 0
+        for array, kept in zip(opt._arrays(), plain._arrays(), strict=True):
+            assert_same_bits(np.asarray(array), kept)
+
+
+def test_a_private_map_keeps_what_is_written(tmp_path):
+    np.save(tmp_path / "w.npy", np.ones(30_000))
+    w = np.load(tmp_path / "w.npy", mmap_mode="c")
+    gs.SGD(w, lr=0.5, state_dir=tmp_path).step(np.ones(30_000))
+    assert (w == 0.5).all()
+
+
+def test_ctrl_c_waits_for_the_last_window(tmp_path, monkeypatch):
+    w, expected = np.ones(50_000), np.ones(50_000)
+    opt, plain = gs.Adam(w, state_dir=tmp_path), gs.Adam(expected)
+    block = _disk.WindowedPlan._sweep
+
+    def interrupted(self, grads, with_states):
+        for number, window in enumerate(block(self, grads, with_states)):
+            if number == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield window
+
+    monkeypatch.setattr(_disk.WindowedPlan, "_sweep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(np.ones(50_000))
+    plain.step(np.ones(50_000))
+    assert opt.t == 1
+    assert_same_bits(w, expected)
+    monkeypatch.undo()
+    opt.step(np.ones(50_000))
+    plain.step(np.ones(50_000))
+    assert_same_bits(w, expected)
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (gs.LAMB, "its steps depend on norms of whole arrays"),
+        (gs.Muon, "its steps are of whole matrices"),
+        (gs.WindowSAG, "it keeps a table of gradients"),
+        (gs.SparseAdam, "its step needs the indices of the rows that a gradient has"),
+    ],
+)
+def test_rules_that_are_not_elementwise(cls, why, tmp_path):
+    message = f"{cls.__name__} cannot have a state_dir, because {why}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        cls(np.ones((2, 2)), state_dir=tmp_path, **needed(cls))
+    assert not list(tmp_path.iterdir())
+
+
+def test_directories_that_will_not_do(tmp_path):
+    opt = gs.Adam(np.ones(3), state_dir=tmp_path)
+    assert f"state_dir={str(tmp_path)!r}>" in repr(opt)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m_0.npy", "v_0.npy"]
+    (tmp_path / "m_0.npy").unlink()
+    with pytest.raises(FileExistsError, match=r"state_dir holds v_0\.npy already"):
+        gs.Adam(np.ones(3), state_dir=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["v_0.npy"]
+    with pytest.raises(NotADirectoryError, match="state_dir must be a directory, got"):
+        gs.Adam(np.ones(3), state_dir=tmp_path / "nowhere")
+    with pytest.raises(TypeError, match="state_dir must be a path, got 3"):
+        gs.Adam(np.ones(3), state_dir=3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_little_is_resident(tmp_path):
+    """Of 256 MB, at two threads and with a norm."""
+    code = """
+import re
+import numpy as np, gradstep as gs
+
+def peak():
+    status = open("/proc/self/status").read()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1024
+
+size, here = 16_000_000, HERE
+w, g = (np.lib.format.open_memmap(f"{here}/{x}.npy", "w+", np.float32, (size,)) for x in "wg")
+small = np.zeros(40_000, np.float32)
+gs.Adam(small).step(small.copy(), clip_norm=1.0)
+before = peak()
+opt = gs.Adam(w, lr=0.1, state_dir=here)
+for _ in range(2):
+    opt.step(g, clip_norm=1.0)
+print(peak() - before)
+"""
+    done = python(code.replace("HERE", repr(str(tmp_path))))
+    assert float(done) < 64
