@@ -23,8 +23,11 @@ from gradstep.bench import (
     NO_RULE,
     OURS,
     PEERS,
+    PLAIN,
     RULES,
     SMALLER,
+    STORAGE_PEERS,
+    STORAGES,
     Bench,
     Check,
     Contestant,
@@ -177,6 +180,15 @@ def made_up(works, times, **problems):
     return Bench(bench.machine(), versions, {}, rows, len(times["gradstep"]))
 
 
+def after_checked_steps(work):
+    """What a worker of gradstep would answer about its parameters."""
+    contestant = _peers.Gradstep(work, bench.draw(work, 0))
+    for grads in bench.gradients(work):
+        contestant.fill(grads)
+        contestant.step()
+    return lambda i, begin, end: contestant.param(i).reshape(-1)[begin:end]
+
+
 # Who is ranked
 
 
@@ -309,12 +321,7 @@ def test_classes_that_ask_for_more_are_left_out(monkeypatch):
 def test_classes_have_numpys_bits_and_their_streams(name, monkeypatch):
     monkeypatch.setattr(bench, "QUICK_CLASS_SIZE", 1000)
     (work,) = bench.classes([name], threads=1, quick=True)
-    contestant, oracle = _peers.Gradstep(work, bench.draw(work, 0)), Oracle(work)
-    for grads in bench.gradients(work):
-        contestant.fill(grads)
-        contestant.step()
-    check = oracle.check(lambda i, begin, end: contestant.param(i).reshape(-1)[begin:end])
-    assert check == Check(True, 0.0)
+    assert Oracle(work).check(after_checked_steps(work)) == Check(True, 0.0)
     opt = work.optimizer(np.zeros(work.array_shape, np.float32), **work.options)
     whole = sum(state.size >= work.size for state in opt.state.values())
     assert 4 * (2 * (1 + whole) + 1) <= work.bytes_per_element <= 4 * (2 * (2 + whole) + 1)
@@ -419,6 +426,62 @@ def test_states_that_are_smaller_than_the_parameter(monkeypatch):
     monkeypatch.setattr(_peers._core, "streams", lambda arrays, read: written.extend(arrays))
     _peers.Roofline(work, bench.draw(work, 0)).step()
     assert [array.shape for array in written] == [(20,), (20,)]
+
+
+# What storage costs
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_storages_have_numpys_bits(name, monkeypatch):
+    """Those of the first period, where chance is not the same in the next one."""
+    monkeypatch.setattr(bench, "PERIOD", 64)
+    work = Work("adam", 1000, storage=name)
+    held, param = STORAGES[name], after_checked_steps(work)
+    assert param(0, 0, 1).dtype.name == held.params
+    assert Oracle(work).check(param) == Check(True, 0.0)
+    other = "nearest" if held.rounding == "stochastic" else "stochastic"
+    monkeypatch.setitem(STORAGES, name, bench.replace(held, rounding=other))
+    assert Oracle(work).check(param).same_bits == (name == PLAIN)
+
+
+def test_bytes_of_storages():
+    works = bench.storages([1000, 2000], threads=1)
+    assert [(work.size, work.storage) for work in works] == [
+        (size, name) for size in (1000, 2000) for name in STORAGES
+    ]
+    bytes_of = {work.storage: work.bytes_per_element for work in works}
+    assert bytes_of[PLAIN] == 28
+    assert bytes_of["bfloat16 states"] == bytes_of["bfloat16 states, nearest"] == 20
+    assert bytes_of["all bfloat16"] == bytes_of["all float16"] == 14
+    assert Work("adam", 10, clip=True, storage="all bfloat16").bytes_per_element == 14 + 4
+    assert [str(work) for work in works[:2]] == ["Adam, 1 k", "Adam, bfloat16 states, 1 k"]
+
+
+def test_others_do_the_work_in_float32(log, monkeypatch):
+    """They are compared with an oracle of their own, and take turns with ours."""
+    work = Work("adam", 500, peers=(PLAIN, "numpy"), storage="all bfloat16")
+    seen = []
+    start = _peers.Session.start
+
+    def noted(self, asked):
+        seen.append((self._class, asked.storage))
+        return start(self, asked)
+
+    monkeypatch.setattr(_peers.Session, "start", noted)
+    (row,) = bench.bench([work], ["numpy"], rounds=3).rows
+    assert seen == [
+        (_peers.Gradstep, "all bfloat16"),
+        (_peers.Roofline, "all bfloat16"),
+        (_peers.Gradstep, PLAIN),
+        (_peers.NumPy, PLAIN),
+    ]
+    for name in ("gradstep", PLAIN, "numpy"):
+        assert row.results[name].check == Check(True, 0.0)
+    assert row.results["roofline"].problem == NO_RULE
+    assert len(row.ratios(PLAIN)) == len(row.ratios("numpy")) == 3
+    turns = [name for command, name in log if command == "round"]
+    everyone = ["gradstep", PLAIN, "numpy"]
+    assert turns == [name for turn in range(3) for name in bench.rotated(everyone, turn)]
 
 
 # How it is measured
@@ -685,6 +748,30 @@ def test_class_table():
     assert max(map(len, text.splitlines())) <= _bench_report.WIDTH
 
 
+def test_storage_table():
+    times = {"gradstep": [5e-10] * 3, PLAIN: [6e-10] * 3, "torch-fused": [4e-10] * 3}
+    found = made_up(bench.storages([64_000_000], 2), times)
+    found.rows[1].skipped, found.rows[1].results = "needs 9.0 GB", {}
+    for row in found.rows[2:]:
+        row.results["torch-fused"] = Result()
+    text = _bench_report.storage_table(found)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[:5] == [
+        "| storage | bytes per element | ns per element | PyTorch | float32 |",
+        "| --- | --- | --- | --- | --- |",
+        "| float32 | 28 | 0.500 | **0.80** | 1.20 |",
+        "| bfloat16 states | 20 | - |  |  |",
+        "| bfloat16 states, nearest | 20 | 0.500 |  | 1.20 |",
+    ]
+    assert len(rows) == 2 + len(STORAGES)
+    assert "skipped: Adam, bfloat16 states, 64 M: needs 9.0 GB" in text
+    assert "over 64 M elements" in text
+    assert gs.info()["compiler"] in text
+    assert max(map(len, text.splitlines())) <= _bench_report.WIDTH
+    several = made_up(bench.storages([10, 20], 2), times)
+    assert "| float32 | 20 | 28 | " in _bench_report.storage_table(several)
+
+
 @pytest.mark.parametrize("threads", [[2], [1, 2]])
 def test_the_widest_table_fits(threads):
     times = {name: [t[0] * (1 if name in OURS else 90.04)] for name, t in FASTER.items()}
@@ -828,6 +915,36 @@ def test_options_of_the_classes(asked, capsys):
     assert asked["pythons"] == dict.fromkeys(CLASS_PEERS[1:], sys.executable)
 
 
+def test_command_for_storages(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert command("--storage", "--sizes", 1000, "--threads", 1, "--rounds", 1) == 0
+    printed, err = capfd.readouterr()
+    assert err == ""
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:2] == "| "]
+    assert [row[0] for row in rows[2:]] == [*STORAGES]
+    assert all(float(row[2]) > 0 for row in rows[2:])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_storages(asked, monkeypatch, capsys):
+    threads = gs.get_num_threads()
+    assert command("--storage") == 0
+    assert asked["works"] == bench.storages([64_000_000], threads)
+    assert (asked["peers"], asked["rounds"]) == (STORAGE_PEERS, bench.ROUNDS)
+    assert command("--storage", "--quick", "--threads", "1", "--rounds", "2") == 0
+    assert asked["works"] == bench.storages([bench.QUICK_STORAGE_SIZE], 1)
+    assert asked["rounds"] == 2
+    capsys.readouterr()
+    assert command("--storage", "--sizes", "10,20", "--json") == 0
+    assert asked["works"] == bench.storages([10, 20], threads)
+    (told,) = json.loads(capsys.readouterr().out)["works"]
+    assert (told["storage"], told["bytes_per_element"]) == (PLAIN, 28)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert command("--storage") == 2
+    message = "gradstep: error: --storage needs ml_dtypes: pip install 'gradstep[bfloat16]'\n"
+    assert capsys.readouterr().err == message
+
+
 def test_other_bits_are_an_error(fakes, monkeypatch, tmp_path, capfd):
     fakes("Close")
     monkeypatch.setitem(CONTESTANTS, "gradstep", CONTESTANTS["close"])
@@ -897,6 +1014,10 @@ FAULTS = {
     "classes with sizes": (["--classes", "--sizes", "10"], ["--sizes is not for --classes"]),
     "classes with threads": (["--classes", "--threads", "1,2"], ["one number", "--classes", "1,2"]),
     "classes of linear models": (["--linear", "--classes"], ["--classes is not for --linear"]),
+    "storage with rules": (["--storage", "--rules", "adam"], ["--rules is not for --storage"]),
+    "storage of classes": (["--storage", "--classes"], ["--classes is not for --storage"]),
+    "storage with threads": (["--storage", "--threads", "1,2"], ["one number", "--storage", "1,2"]),
+    "storage of linear models": (["--linear", "--storage"], ["--storage is not for --linear"]),
     "abbreviation": (["--round", "3"], ["--round"]),
 }
 
@@ -916,6 +1037,6 @@ def test_faults(asked, tmp_path, monkeypatch, capsys, arguments, words):
 def test_help(capsys):
     assert command("--help") == 0
     out = capsys.readouterr().out
-    words = [*RULES, *PEERS, "--json", "--quick", "--linear", "--classes"]
+    words = [*RULES, *PEERS, "--json", "--quick", "--linear", "--classes", "--storage"]
     assert [word for word in words if word not in out] == []
     assert max(map(len, out.splitlines())) <= 100

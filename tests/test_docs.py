@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gradstep as gs
@@ -81,6 +84,45 @@ def test_the_readme_names_every_class():
 def test_the_page_of_the_rules_is_that_of_the_docstrings():
     made = runpy.run_path(str(ROOT / "docs" / "make_rules.py"))["page"]()
     assert made == (ROOT / "docs" / "rules.md").read_text(encoding="utf-8"), "docs/make_rules.py"
+
+
+@pytest.fixture(scope="module")
+def quality():
+    """docs/storage_quality.py."""
+    spec = importlib.util.spec_from_file_location("quality", ROOT / "docs" / "storage_quality.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.parametrize("embedding", [0, 3])
+def test_gradients_of_the_storage_page(quality, embedding):
+    """Against differences of the loss in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 5, (12, 4)) if embedding else rng.standard_normal((12, 4))
+    data = quality.Data(x, rng.integers(0, 5, 12), np.arange(9), np.arange(9, 12), 5)
+    network = quality.Network(data, 6, embedding)
+    w = network.start(rng).astype(float)
+    _, grad = network.loss_and_grad(w, data.x, data.y)
+    for i in range(w.size):
+        there, back = (
+            network.loss_and_grad(w + side * 1e-6 * (np.arange(w.size) == i), data.x, data.y)[0]
+            for side in (1, -1)
+        )
+        assert (there - back) / 2e-6 == pytest.approx(grad[i], rel=1e-5, abs=1e-8)
+
+
+def test_the_storage_page_has_what_its_script_trains(quality):
+    page = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
+    made = page.partition(quality.BEGIN)[2].partition(quality.END)[0].strip().splitlines()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in made[2:]] == [*quality.SETTINGS]
+    assert made[:2] == [line.rstrip() for line in quality.table({})]
+    short = replace(quality.TASKS[0], steps=3)
+    losses = {name: quality.train(held, short, 0) for name, held in quality.SETTINGS.items()}
+    assert np.isfinite(list(losses.values())).all()
+    assert len(set(losses.values())) > len(losses) // 2
 
 
 def test_the_version_is_in_the_changelog():

@@ -20,6 +20,7 @@ from .bench import (
     NO_RULE,
     OURS,
     PEERS,
+    PLAIN,
     SMALLER,
     TOLERANCE,
     Bench,
@@ -55,6 +56,13 @@ def class_table(found: Bench) -> str:
         ("NumPy", lambda row: _against("numpy", row)),
         ("PyTorch", _against_torch),
     ]
+    return _in_markdown(found, columns, _class_notes(found))
+
+
+def _in_markdown(
+    found: Bench, columns: Sequence[tuple[str, Callable[[Row], str]]], notes: Sequence[str]
+) -> str:
+    """A table of these headings and cells, without elements if all rows have as many."""
     if len({row.work.shape for row in found.rows}) == 1:
         columns = [column for column in columns if column[0] != "elements"]
     lines = [
@@ -63,7 +71,41 @@ def class_table(found: Bench) -> str:
         *([cell(row) for _, cell in columns] for row in found.rows),
     ]
     rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*_heading(found), "", *rows, "", *_class_notes(found)])
+    told = [line for note in notes for line in wrapped(note)]
+    return "\n".join([*_heading(found), "", *rows, "", *told])
+
+
+def _elements(found: Bench) -> str:
+    return ", ".join(dict.fromkeys(row.work.shape for row in found.rows))
+
+
+def storage_table(found: Bench) -> str:
+    """The machine, a table in Markdown with a row per storage, and what its columns mean."""
+
+    def time(row: Row) -> str:
+        return _or_dash(1e9 * row.seconds("gradstep") / row.work.elements, "{:.3f}")
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("storage", lambda row: row.work.storage),
+        ("elements", lambda row: row.work.shape),
+        ("bytes per element", lambda row: str(row.work.bytes_per_element)),
+        ("ns per element", time),
+        ("PyTorch", lambda row: _against("torch-fused", row)),
+        (PLAIN, lambda row: _against(PLAIN, row)),
+    ]
+    notes = [
+        f"ns per element: a step of Adam over {_elements(found)} elements, the median of "
+        f"{found.rounds} rounds in which all contestants take turns.",
+        "storage: of the states, or of parameters, gradients and states. Rounding is stochastic "
+        "where it is not said to be to the nearest.",
+        "PyTorch: how many times as long its fused Adam in float32 takes, the median ratio of a "
+        "round. Bold where it is faster. Empty: it is not installed.",
+        f"{PLAIN}: the same of gradstep's own step in float32; in the first row, the noise.",
+        f"Before, {CHECKED_STEPS} steps were compared with NumPy's, of what is held in fewer bits "
+        "those of the first million elements.",
+        *_failures(found),
+    ]
+    return _in_markdown(found, columns, notes)
 
 
 def _class_cell(row: Row) -> str:
@@ -93,11 +135,10 @@ def _against(name: str, row: Row) -> str:
 
 def _class_notes(found: Bench) -> list[str]:
     works = [row.work for row in found.rows]
-    elements = ", ".join(dict.fromkeys(work.shape for work in works))
     rings = [work for work in works if "window" in work.options]
-    notes = [
-        f"ms: a step on {elements} float32 elements with the default options, the median of "
-        f"{found.rounds} rounds in which all contestants take turns.",
+    return [
+        f"ms: a step on {_elements(found)} float32 elements with the default options, the median "
+        f"of {found.rounds} rounds in which all contestants take turns.",
         "of the memory's limit: the time of the same reads and writes without arithmetic, over "
         "gradstep's. It is one pass: a rule that needs a norm before its step cannot reach it.",
         "NumPy, PyTorch: how many times as long they take, the median ratio of a round; of "
@@ -111,7 +152,6 @@ def _class_notes(found: Bench) -> list[str]:
         *(f"left out: {name}: {why}." for name, why in LEFT_OUT.items()),
         *_failures(found),
     ]
-    return [line for note in notes for line in wrapped(note)]
 
 
 def _columns(found: Bench) -> list[tuple[tuple[str, str], Callable[[Row], str]]]:

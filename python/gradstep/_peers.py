@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, reference
-from .bench import CLIP_NORM, SMALLER, Work, draw, gradients
+from .bench import CLIP_NORM, PLAIN, SMALLER, Work, draw, gradients
 
 Array = NDArray[Any]
 
@@ -73,7 +73,7 @@ class Gradstep(Contestant):
     def __init__(self, work: Work, params: Sequence[Array]) -> None:
         super().__init__(work, params)
         one = work.arrays == 1
-        opt: Any = work.optimizer(self.params[0] if one else self.params, **work.options)
+        opt: Any = work.optimizer(self.params[0] if one else self.params, **work.own_options)
         clip = {"clip_norm": CLIP_NORM, "zero_grad": True} if work.clip else {}
         self.step = functools.partial(opt.step, self.grads[0] if one else self.grads, **clip)
 
@@ -136,6 +136,10 @@ class Roofline(Contestant):
 
     def fill(self, grads: Sequence[Array]) -> None:
         """Nothing: it reads numbers of its own."""
+
+    @classmethod
+    def can(cls, work: Work) -> bool:
+        return work.storage == PLAIN
 
 
 class Numba(Contestant):

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _checks as check
 from . import reference, runtime
 from ._memory import available_bytes
 from .compare import check_picture
@@ -55,6 +56,8 @@ SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
 #: Of the works of `classes`, and the same in short.
 CLASS_SIZE, CLASS_ROUNDS = 10_000_000, 5
 QUICK_CLASS_SIZE, QUICK_CLASS_ROUNDS = 100_000, 3
+#: Of the works of `storages`, and the same in short.
+STORAGE_SIZE, QUICK_STORAGE_SIZE = 64_000_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,50 @@ CLASS_RULES, LEFT_OUT = _by_class()
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How memory holds the numbers of a step.
+
+    Args:
+        params: the dtype of parameters and gradients.
+        states: that of the states.
+        rounding: how numbers become those that are held.
+    """
+
+    params: str = "float32"
+    states: str = "float32"
+    rounding: str = "stochastic"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters and gradients."""
+        return check.float_dtype("params", self.params)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What an optimizer is told. Not every rule takes states that differ from parameters."""
+        state_dtype = None if self.states == self.params else self.states
+        return {"state_dtype": state_dtype, "rounding": self.rounding}
+
+
+PLAIN = "float32"
+#: By name, in the order of the table. Each is a row of it, and of docs/storage.md.
+STORAGES: Mapping[str, Storage] = {
+    PLAIN: Storage(),
+    "bfloat16 states": Storage(states="bfloat16"),
+    "bfloat16 states, nearest": Storage(states="bfloat16", rounding="nearest"),
+    "all bfloat16": Storage("bfloat16", "bfloat16"),
+    "all bfloat16, nearest": Storage("bfloat16", "bfloat16", rounding="nearest"),
+    "float16 states": Storage(states="float16"),
+    "all float16": Storage("float16", "float16"),
+}
+
+
+@dataclass(frozen=True)
 class Contestant:
     """Who takes part: its class in a worker, what must be installed, and its line in the picture.
 
-    `packages` are the modules to import; `ranked` is False for what computes nothing.
+    `packages` are the modules to import; `ranked` is False for what computes nothing. Who has not
+    `any_storage` does a work in float32.
     """
 
     cls: str
@@ -129,11 +172,17 @@ class Contestant:
     colour: str
     marker: str
     ranked: bool = True
+    any_storage: bool = False
 
 
 CONTESTANTS: Mapping[str, Contestant] = {
-    "gradstep": Contestant("gradstep._peers:Gradstep", ("gradstep",), "#000000", "o"),
-    "roofline": Contestant("gradstep._peers:Roofline", ("gradstep",), "#909090", "", ranked=False),
+    "gradstep": Contestant(
+        "gradstep._peers:Gradstep", ("gradstep",), "#000000", "o", any_storage=True
+    ),
+    "roofline": Contestant(
+        "gradstep._peers:Roofline", ("gradstep",), "#909090", "", ranked=False, any_storage=True
+    ),
+    PLAIN: Contestant("gradstep._peers:Gradstep", ("gradstep",), "#000000", ""),
     "smaller": Contestant("gradstep._peers:Smaller", ("gradstep",), "#000000", "", ranked=False),
     "numpy": Contestant("gradstep._peers:NumPy", ("numpy",), "#CC79A7", "s"),
     "numba": Contestant("gradstep._peers:Numba", ("numba",), "#E69F00", "D"),
@@ -146,8 +195,10 @@ CONTESTANTS: Mapping[str, Contestant] = {
 }
 #: In the table of classes.
 CLASS_PEERS = ("numpy", "torch", "torch-foreach", "torch-fused")
+#: In the table of storages.
+STORAGE_PEERS = ("torch-fused",)
 ALWAYS = ("gradstep", "roofline")
-OURS = (*ALWAYS, "smaller")
+OURS = (*ALWAYS, PLAIN, "smaller")
 PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in OURS)
 #: To see how the time grows with the elements, gradstep itself takes part with so many.
 SMALLER = 10_000_000
@@ -155,7 +206,7 @@ SMALLER = 10_000_000
 
 @dataclass(frozen=True)
 class Work:
-    """One step of a rule on float32 arrays.
+    """One step of a rule on arrays, of float32 if nothing else is said.
 
     Args:
         rule: a name in `RULES` or `CLASS_RULES`.
@@ -165,6 +216,7 @@ class Work:
         clip: clip the gradient by its global norm before the step, zero it after.
         peers: who takes part beside gradstep and the roofline.
         columns: of each array, if it is a matrix.
+        storage: a name in `STORAGES`.
 
     Example:
         >>> from gradstep.bench import Work
@@ -180,6 +232,7 @@ class Work:
     clip: bool = False
     peers: tuple[str, ...] = PEERS
     columns: int = 0
+    storage: str = PLAIN
 
     @property
     def optimizer(self) -> type[Optimizer]:
@@ -188,6 +241,16 @@ class Work:
     @property
     def options(self) -> dict[str, Any]:
         return dict(CLASS_RULES[self.rule].options)
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Those that gradstep has beside, and what it is told of the storage."""
+        return self.options | STORAGES[self.storage].options
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters and gradients."""
+        return STORAGES[self.storage].dtype
 
     @property
     def elements(self) -> int:
@@ -200,9 +263,13 @@ class Work:
     @property
     def states(self) -> list[float]:
         """Of each state, its elements per element of the parameter."""
-        param = np.zeros(self.array_shape if self.columns else 1, np.float32)
-        states = self.optimizer(param, **self.options).state.values()
-        return [state.size / param.size for state in states]
+        return [size for size, _ in self._states()]
+
+    def _states(self) -> list[tuple[float, int]]:
+        """The same, and the bytes of each element."""
+        param = np.zeros(self.array_shape if self.columns else 1, self.dtype)
+        states = self.optimizer(param, **self.own_options).state.values()
+        return [(state.size / param.size, state.itemsize) for state in states]
 
     @property
     def bytes_per_element(self) -> int:
@@ -211,8 +278,8 @@ class Work:
         Of a state with rows, a step updates one. To clip by the norm, the gradient is read twice;
         to zero it, it is written.
         """
-        states = sum(min(1.0, size) for size in self.states)
-        return round(4 * (2 * (1 + states) + 1)) + 8 * self.clip
+        states = sum(min(1.0, size) * itemsize for size, itemsize in self._states())
+        return round(2 * states + (3 + 2 * self.clip) * self.dtype.itemsize)
 
     @property
     def by_element(self) -> bool:
@@ -229,7 +296,8 @@ class Work:
 
     @property
     def title(self) -> str:
-        return CLASS_RULES[self.rule].title + ", clip and zero" * self.clip
+        storage = f", {self.storage}" if self.storage != PLAIN else ""
+        return CLASS_RULES[self.rule].title + ", clip and zero" * self.clip + storage
 
     def __str__(self) -> str:
         return f"{self.title}, {self.shape}"
@@ -305,6 +373,31 @@ def classes(names: Sequence[str], threads: int, quick: bool = False) -> list[Wor
         work = Work(name, rows * columns or size, threads=threads, peers=CLASS_PEERS)
         works.append(replace(work, columns=columns))
     return works
+
+
+def storages(sizes: Sequence[int], threads: int) -> list[Work]:
+    """Adam with each storage at each size.
+
+    Args:
+        sizes: the elements.
+        threads: the most that a contestant may use.
+
+    Raises:
+        UsageError: ml_dtypes is missing, which has bfloat16.
+
+    Example:
+        >>> from gradstep.bench import storages
+        >>> [work.bytes_per_element for work in storages([1000], threads=1)]
+        [28, 20, 20, 14, 14, 20, 14]
+    """
+    if find_spec("ml_dtypes") is None:
+        raise UsageError("--storage needs ml_dtypes: pip install 'gradstep[bfloat16]'")
+    peers = PLAIN, *STORAGE_PEERS
+    return [
+        Work("adam", size, threads=threads, peers=peers, storage=name)
+        for size in sizes
+        for name in STORAGES
+    ]
 
 
 def find_classes(names: str) -> list[str]:
@@ -398,7 +491,7 @@ def _find(noun: str, names: str, known: Mapping[str, list[str]]) -> list[str]:
 def draw(work: Work, seed: int) -> list[Array]:
     """Standard normal numbers for each array, the same in every process."""
     numbers = _period(work, seed)
-    arrays = [np.empty(work.size, np.float32) for _ in range(work.arrays)]
+    arrays = [np.empty(work.size, work.dtype) for _ in range(work.arrays)]
     for i, begin, end, at in _pieces(work):
         arrays[i][begin:end] = numbers[at : at + end - begin]
     return [array.reshape(work.array_shape) for array in arrays]
@@ -412,7 +505,8 @@ def gradients(work: Work) -> Iterator[list[Array]]:
 
 def _period(work: Work, seed: int) -> Array:
     size = min(work.elements, PERIOD)
-    return np.random.default_rng(seed).standard_normal(size, np.float32)
+    numbers = np.random.default_rng(seed).standard_normal(size, np.float32)
+    return numbers.astype(work.dtype, copy=False)
 
 
 def _pieces(work: Work) -> Iterator[tuple[int, int, int, int]]:
@@ -443,10 +537,12 @@ class Oracle:
     """What the parameters must be after the steps that are checked, by NumPy.
 
     A rule that looks at each element alone repeats itself as its numbers do: one period is enough.
-    With clipping, or a norm in the rule, all elements count.
+    With clipping, or a norm in the rule, all elements count. What is rounded by chance does not
+    repeat itself: only the first period is compared.
     """
 
     def __init__(self, work: Work) -> None:
+        self._pieces = list(_pieces(work))[: None if work.storage == PLAIN else 1]
         self.work, cls = work, reference.in_numpy(work.optimizer)
         self._start, self._whole = _period(work, 0), not work.by_element
         if self._whole:
@@ -455,14 +551,14 @@ class Oracle:
         else:
             self._params = [self._start.copy()]
             steps = ([_period(work, step)] for step in range(1, CHECKED_STEPS + 1))
-        opt = cls(self._params, **work.options)
+        opt = cls(self._params, **work.own_options)
         for grads in steps:
             opt.step(grads, clip_norm=CLIP_NORM if work.clip else None)
 
     def check(self, param: Callable[[int, int, int], Array]) -> Check:
         """Compare parameters, given a function that gets a piece of an array of them."""
         same, off, moved = True, 0.0, 0.0
-        for i, begin, end, at in _pieces(self.work):
+        for i, begin, end, at in self._pieces:
             size = end - begin
             got, start = param(i, begin, end), self._start[at : at + size]
             whole, first = (self._params[i], begin) if self._whole else (self._params[0], at)
@@ -472,11 +568,11 @@ class Oracle:
             same = same and got.tobytes() == expected.tobytes()
             off += _square_sum(got - expected)
             moved += _square_sum(expected - start)
-        return Check(same, math.sqrt(off / moved))
+        return Check(same, math.sqrt(off / moved) if moved else math.nan)
 
 
 def _square_sum(x: Array) -> float:
-    return float(np.square(x, dtype=np.float64).sum())
+    return float(np.square(x.astype(np.float64)).sum())
 
 
 # Workers
@@ -739,8 +835,12 @@ def _measure(
         row.skipped = f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
         advance(found.rounds)
         return row
-    oracle = Oracle(work)
+    oracles = {
+        storage: Oracle(replace(work, storage=storage))
+        for storage in dict.fromkeys((work.storage, PLAIN))
+    }
     for name in present:
+        oracle = oracles[work.storage if CONTESTANTS[name].any_storage else PLAIN]
         with _noted(name, row, team, found):
             _start(name, team[name], oracle, row.results[name])
     for turn in range(found.rounds):
@@ -780,7 +880,7 @@ def _start(name: str, worker: Worker, oracle: Oracle, result: Result) -> None:
 
 def _complaint(name: str, check: Check) -> str:
     """What keeps a contestant with these parameters from being ranked."""
-    if name == "gradstep":
+    if name in OURS:
         return "" if check.same_bits else "has other bits than NumPy"
     within = check.deviation <= TOLERANCE  # which NaN is not
     return "" if within else f"ends {check.deviation:.2g} of the distance moved away from NumPy"

@@ -85,6 +85,9 @@ among them. With one of them it is each rule at each size.
 With --classes it is every class with its default options, and the variants among the rules below:
 {bench.CLASS_SIZE:,} elements against the memory, NumPy and PyTorch, as a table in Markdown.
 
+With --storage it is Adam with numbers held in float32, bfloat16 and float16, {bench.STORAGE_SIZE:,}
+of them, against PyTorch's fused Adam and gradstep's own in float32, as a table in Markdown.
+
 With --linear it is gradstep.linear against the solvers "sag" and "saga" of scikit-learn, in this
 process: an epoch of dense and of sparse rows, and whole fits of digits and of photo.
 
@@ -99,6 +102,7 @@ examples:
   gradstep bench --quick --peers numpy
   gradstep bench --rules sgd,adam --sizes 1000,1000000 --threads 1,2 --json
   gradstep bench --classes adam,lion
+  gradstep bench --storage --sizes 10000000
   gradstep bench --linear --quick
 """
 
@@ -247,10 +251,17 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="all",
     )
+    option(
+        "--storage",
+        "time what storage types cost in the place of works",
+        action="store_true",
+        default=None,
+    )
     option("--rules", "which rules, such as adam,sgd; default adam", metavar="RULE,...")
     option(
         "--sizes",
-        f"elements of each array; default {','.join(map(str, bench.SIZES))}",
+        f"elements of each array; default {','.join(map(str, bench.SIZES))}, of --storage "
+        f"{bench.STORAGE_SIZE}",
         metavar="N,...",
         type=_list_of(_whole(1)),
     )
@@ -272,7 +283,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     option(
         "--quick",
         "of the table only works of up to 1,000,000 elements; of --linear small ones; of --classes "
-        f"{bench.QUICK_CLASS_SIZE:,} elements in {bench.QUICK_CLASS_ROUNDS} rounds",
+        f"{bench.QUICK_CLASS_SIZE:,} elements in {bench.QUICK_CLASS_ROUNDS} rounds; of --storage "
+        f"{bench.QUICK_STORAGE_SIZE:,}",
         action="store_true",
     )
     option("--json", "print JSON in the place of the table", action="store_true")
@@ -330,6 +342,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.linear:
         return _bench_linear(arguments)
+    if arguments.storage:
+        return _bench_storage(arguments)
     if arguments.classes is not None:
         return _bench_classes(arguments)
     threads = arguments.threads or [_checked_info()["threads"]]
@@ -374,8 +388,22 @@ def _bench_classes(arguments: argparse.Namespace) -> int:
     return _told_of_wrong_bits(found)
 
 
+def _bench_storage(arguments: argparse.Namespace) -> int:
+    _refuse(arguments, "storage", ("classes", "rules", "arrays", "peers", "out"))
+    threads = _one_number_of_threads(arguments, "storage") or _checked_info()["threads"]
+    size = bench.QUICK_STORAGE_SIZE if arguments.quick else bench.STORAGE_SIZE
+    works = bench.storages(arguments.sizes or [size], threads)
+    pythons = bench.find_pythons(arguments.python or [])
+    rounds = arguments.rounds or bench.ROUNDS
+    found = bench.bench(works, bench.STORAGE_PEERS, rounds=rounds, pythons=pythons)
+    told = bench.as_json(found)
+    print(json.dumps(told, indent=2) if arguments.json else _bench_report.storage_table(found))
+    return _told_of_wrong_bits(found)
+
+
 def _bench_linear(arguments: argparse.Namespace) -> int:
-    _refuse(arguments, "linear", ("classes", "rules", "sizes", "arrays", "peers", "python", "out"))
+    others = ("storage", "classes", "rules", "sizes", "arrays", "peers", "python", "out")
+    _refuse(arguments, "linear", others)
     threads = _one_number_of_threads(arguments, "linear")
     if threads is not None:
         runtime.set_num_threads(threads)
