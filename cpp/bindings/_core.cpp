@@ -146,36 +146,20 @@ Memory check_writeable_memory(const py::handle& object, const Label& label) {
   return memory;
 }
 
-const char* name_of(Storage storage) {
-  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};
-  return names[static_cast<int>(storage)];
-}
-
-// The arithmetic beside a parameter.
-Storage arithmetic_of(const Memory& param) {
-  return param.storage == Storage::float64 ? Storage::float64 : Storage::float32;
-}
-
-bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
-
 void check_same_dtype(const Memory& memory, const Label& label, const Memory& param, const Label& param_label) {
   if (memory.storage != param.storage)
     throw py::type_error(label + " must have the dtype of " + param_label + ", " + name_of(param.storage) + ", got " +
                          name_of(memory.storage) + "; nothing is converted silently");
 }
 
-// A gradient is only read, so it may have fewer bits than the arithmetic.
 void check_gradient_dtype(const Memory& grad, const Label& label, const Memory& param, const Label& param_label) {
-  if (grad.storage == Storage::float64 && arithmetic_of(param) != Storage::float64)
+  if (!gradient_fits(grad, param))
     throw py::type_error(label + " must not be wider than the arithmetic of " + param_label + ", which is " +
                          name_of(param.storage) + ", got float64; nothing is converted silently");
 }
 
-// What is written to loses bits where the arithmetic has more.
 void check_state_dtype(const Memory& state, const Label& label, const Memory& param, const Label& param_label) {
-  const bool fits =
-      arithmetic_of(param) == Storage::float64 ? is_wide(state.storage) : state.storage != Storage::float64;
-  if (!fits)
+  if (!state_fits(state, param))
     throw py::type_error(label + " cannot have dtype " + name_of(state.storage) + " beside " + param_label +
                          ", which is " + name_of(param.storage));
 }
@@ -528,10 +512,7 @@ class Plan {
   void release() { busy_ = false; }
 
   // How what is written becomes bfloat16 or float16, from the next step on.
-  void set_rounding(bool stochastic, std::uint64_t seed) {
-    stochastic_ = stochastic;
-    seed_ = seed;
-  }
+  void set_rounding(bool stochastic, std::uint64_t seed) { rounding_ = {stochastic, seed}; }
 
   std::int64_t t() const { return t_; }
 
@@ -598,14 +579,11 @@ class Plan {
       if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row_ * job.size * job.item_size;
       if (arrives_) assign(job.buffers.states[entry.spec.second_gradient], static_cast<void*>(slot.second.data()));
       const bool is_stored = slot.is_stored || slot.grad.storage != arithmetic_of(slot.param.memory);
-      assign(job.stored, is_stored ? &slot.stored : nullptr);
-      if (!is_stored) continue;
-      const Table& table = active_level().table();
-      slot.stored.grad = slot.grad.storage;
-      slot.stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
-      slot.stored.stochastic = stochastic_;
-      slot.stored.zero_grad = zero_grad;
-      slot.stored.chance = chance_of(seed_, t_ + 1, static_cast<std::int64_t>(i));
+      if (is_stored)
+        hold_as(job, slot.stored, slot.grad, active_level().table(), rounding_, t_ + 1, static_cast<std::int64_t>(i),
+                zero_grad);
+      else
+        assign(job.stored, nullptr);
     }
   }
 
@@ -628,8 +606,7 @@ class Plan {
   bool takes_any_storage() const { return !by_rows_ && gradstep::takes_any_storage(spec()); }
 
   bool gradient_fits(const Memory& grad, const Memory& param) const {
-    return grad.storage == param.storage ||
-           (takes_any_storage() && (grad.storage != Storage::float64 || arithmetic_of(param) == Storage::float64));
+    return grad.storage == param.storage || (takes_any_storage() && gradstep::gradient_fits(grad, param));
   }
 
   std::size_t second_noun() const { return 2 + static_cast<std::size_t>(spec().second_gradient); }
@@ -759,8 +736,7 @@ class Plan {
   Claims<> claims_;
   bool skip_nonfinite_, refuse_nonfinite_;
   Denormals denormals_;
-  bool stochastic_ = false;
-  std::uint64_t seed_ = 0;
+  RoundingOptions rounding_;
   std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
   bool* marks_ = nullptr;                   // which rows hold a gradient; null: nobody keeps account
   TableRows rows_{0, nullptr, nullptr};

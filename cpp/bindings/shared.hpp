@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,47 @@ inline Shape state_shape(const Spec& spec, int state, Shape shape) {
 inline Matrices matrices_of(const Spec& spec, const Shape& shape) {
   if (spec.row_factor < 0 || shape.size() < 2) return {0, 0};
   return {shape[shape.size() - 2], shape.back()};
+}
+
+inline const char* name_of(Storage storage) {
+  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};
+  return names[static_cast<int>(storage)];
+}
+
+/// The arithmetic beside a parameter.
+inline Storage arithmetic_of(const Memory& param) {
+  return param.storage == Storage::float64 ? Storage::float64 : Storage::float32;
+}
+
+inline bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
+
+/// Whether a gradient can be beside a parameter: it is only read, so it may have fewer bits than the arithmetic.
+inline bool gradient_fits(const Memory& grad, const Memory& param) {
+  return grad.storage != Storage::float64 || arithmetic_of(param) == Storage::float64;
+}
+
+/// The same for a state: what is written to loses bits where the arithmetic has more.
+inline bool state_fits(const Memory& state, const Memory& param) {
+  return arithmetic_of(param) == Storage::float64 ? is_wide(state.storage) : state.storage != Storage::float64;
+}
+
+/// What the buffers of a job that have fewer bits become again.
+struct RoundingOptions {
+  bool stochastic = false;
+  std::uint64_t seed = 0;
+};
+
+/// Tells a job how its buffers are held. Of `stored`, the parameter and the states have been filled in; it lives as
+/// long as the job. `array` is the place of the parameter among all.
+inline void hold_as(Job& job, Stored& stored, const Memory& grad, const Table& table, const RoundingOptions& rounding,
+                    std::int64_t t, std::int64_t array, bool zero_grad) {
+  const bool single_precision = stored.param != Storage::float64;
+  stored.grad = grad.storage;
+  stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
+  stored.stochastic = rounding.stochastic;
+  stored.zero_grad = zero_grad;
+  stored.chance = chance_of(rounding.seed, t, array);
+  job.stored = &stored;
 }
 
 /// What claims compare: elements of 4 or 8 bytes.
