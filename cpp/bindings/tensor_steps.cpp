@@ -715,11 +715,11 @@ void define_tensor_steps(py::module_& m) {
       .def(py::init<py::object, py::object>(), py::arg("relaid"), py::arg("increment_version"))
       .def("step", &TensorSteps::step, py::arg("optimizer"), py::arg("groups"),
            "Update every tensor that has a gradient, or raise and change nothing. A group is (params,\n"
-           "rule, scalars, form, rounding). The scalars are (hyper-parameters, weight_decay, maximize), or, where\n"
-           "there is progress, a function of the steps so far and the progress that gives them and the\n"
-           "progress then. Where a rule reads more than gradients and states, `form` is a function of\n"
-           "both that forms it, for each parameter; otherwise None. The rounding is (stochastic, seed,\n"
-           "the place of the first of these parameters among all of the optimizer).");
+           "rule, scalars, form, rounding). The scalars are (hyper-parameters, weight_decay, maximize),\n"
+           "or, where there is progress, a function of the steps so far and the progress that gives them\n"
+           "and the progress then. Where a rule reads more than gradients and states, `form` is a\n"
+           "function of both that forms it, for each parameter; otherwise None. The rounding is\n"
+           "(stochastic, seed, the place of the first of these parameters among all of the optimizer).");
 }
 
 }  // namespace gradstep

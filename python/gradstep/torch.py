@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, zip_longest
+from itertools import accumulate, chain, repeat, zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -98,7 +98,7 @@ DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in chec
 #: Those that are rounded to by chance. Steps are counted there by every rule: chances differ.
 NARROW = frozenset({torch.bfloat16, torch.float16})
 
-#: What says how numbers are held, not what they are. A checkpoint of PyTorch's does not speak of it.
+#: What says how numbers are held, of which a checkpoint of PyTorch's does not speak.
 HELD = ("state_dtype", "rounding", "rounding_seed")
 
 #: What PyTorch's classes can be asked for and these cannot, and why.
@@ -463,7 +463,8 @@ class Optimizer(torch.optim.Optimizer):
         for one, numbers in zip(states, progress, strict=True):
             one.update(numbers)
         as_saved = iter(self.__dict__.get("_as_saved", states))
-        for group, before in zip_longest(self.param_groups, groups_before, fillvalue={}):
+        befores = chain(groups_before, repeat({}))
+        for group, before in zip(self.param_groups, befores, strict=False):
             for name, parameter in self._signature.parameters.items():
                 if name in HELD:
                     group.setdefault(name, before.get(name, parameter.default))
