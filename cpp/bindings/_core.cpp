@@ -148,8 +148,6 @@ Memory check_writeable_memory(const py::handle& object, const Label& label) {
   return memory;
 }
 
-bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
-
 void check_same_dtype(const Memory& memory, const Label& label, const Memory& param, const Label& param_label) {
   if (memory.storage != param.storage)
     throw py::type_error(label + " must have the dtype of " + param_label + ", " + name_of(param.storage) + ", got " +
@@ -541,10 +539,7 @@ class Plan {
     if (array < 0 || first < 0 || first % stored_piece != 0)
       throw py::value_error("first must be a multiple of " + std::to_string(stored_piece) + ", got " +
                             std::to_string(first));
-    stochastic_ = stochastic;
-    seed_ = seed;
-    array_ = array;
-    first_ = first;
+    rounding_ = {stochastic, seed, array, first};
   }
 
   std::int64_t t() const { return t_; }
@@ -612,15 +607,11 @@ class Plan {
       if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row_ * job.size * job.item_size;
       if (arrives_) assign(job.buffers.states[entry.spec.second_gradient], static_cast<void*>(slot.second.data()));
       const bool is_stored = slot.is_stored || slot.grad.storage != arithmetic_of(slot.param.memory.storage);
-      assign(job.stored, is_stored ? &slot.stored : nullptr);
-      if (!is_stored) continue;
-      const Table& table = active_level().table();
-      slot.stored.grad = slot.grad.storage;
-      slot.stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
-      slot.stored.stochastic = stochastic_;
-      slot.stored.zero_grad = zero_grad;
-      slot.stored.chance = chance_of(seed_, t_ + 1, array_ + static_cast<std::int64_t>(i));
-      slot.stored.first = first_;
+      if (is_stored)
+        hold_as(job, slot.stored, slot.grad.storage, active_level().table(), rounding_, t_ + 1,
+                static_cast<std::int64_t>(i), zero_grad);
+      else
+        assign(job.stored, nullptr);
     }
   }
 
@@ -773,9 +764,7 @@ class Plan {
   Claims<> claims_;
   bool skip_nonfinite_, refuse_nonfinite_;
   Denormals denormals_;
-  bool stochastic_ = false;
-  std::uint64_t seed_ = 0;
-  std::int64_t array_ = 0, first_ = 0;
+  RoundingOptions rounding_;
   std::pair<py::object, py::object> kept_;  // what marks_ and rows_ point into
   bool* marks_ = nullptr;                   // which rows hold a gradient; null: nobody keeps account
   TableRows rows_{0, nullptr, nullptr};

@@ -90,9 +90,8 @@ bool is_negated_element(const dlpack::Tensor& tensor, const py::handle& object) 
   return element_count(tensor) == 1 && is_negated(object);
 }
 
-Memory memory_of(const dlpack::Tensor& tensor) {
-  return {address(tensor), element_count(tensor), tensor.dtype.bits == 32 ? Storage::float32 : Storage::float64};
-}
+// Of one that has such numbers.
+Memory memory_of(const dlpack::Tensor& tensor) { return {address(tensor), element_count(tensor), *storage_of(tensor)}; }
 
 Shape shape_of(const dlpack::Tensor& tensor) { return {tensor.shape, tensor.shape + tensor.ndim}; }
 
@@ -115,7 +114,8 @@ struct TensorRule {
         progress(std::move(progress)),
         counts(counts),
         dense(dense),
-        sparse(sparse) {
+        sparse(sparse),
+        any_storage(dense && takes_any_storage(spec)) {
     if (static_cast<int>(states.size()) + spec.gradients != state_count(spec))
       throw py::value_error(rule + ": wrong number of states");
   }
@@ -129,12 +129,14 @@ struct TensorRule {
   std::vector<py::str> progress;  // and of the numbers that each step moves on
   bool counts;                    // whether a state "step" counts
   bool dense, sparse;             // which gradients it takes
+  bool any_storage;               // whether memory may hold numbers in fewer bits than the arithmetic has
 };
 
 // What a step takes from one parameter group: its tensors, the rule, the scalars, or, where each step moves numbers on,
-// what gives them, and, where the rule reads more than gradients and states, what forms that.
-using Group =
-    std::tuple<py::typing::List<py::object>, const TensorRule*, std::variant<Scalars, Advance>, std::optional<Form>>;
+// what gives them; where the rule reads more than gradients and states, what forms that; whether numbers are rounded by
+// chance, what the chances begin with, and the place of the first tensor among all of the optimizer.
+using Group = std::tuple<py::typing::List<py::object>, const TensorRule*, std::variant<Scalars, Advance>,
+                         std::optional<Form>, std::tuple<bool, std::uint64_t, std::int64_t>>;
 
 class TensorSteps {
  public:
@@ -212,6 +214,11 @@ class TensorSteps {
     py::object indices, rows;  // of a sparse gradient; null: it is dense
     RowIndices row_indices{};
     std::int64_t row_count = 0;  // of the parameter
+    std::int64_t place = 0;      // of the parameter among all
+    Stored stored{};
+    bool is_stored = false;  // whether anything is held in other bits than the arithmetic's
+
+    bool single_precision() const { return arithmetic_of(memory.storage) == Storage::float32; }
   };
 
   struct Hold {
@@ -239,8 +246,7 @@ class TensorSteps {
     find_states(optimizer, total);
     slots_.reserve(total);
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const auto& [params, rule, scalars, form] = groups[g];
-      const bool keeps = rule->counts || !rule->states.empty();
+      const auto& [params, rule, scalars, form, rounding] = groups[g];
       for (std::size_t i = 0; i < params.size(); ++i) {
         const auto param =
             py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i)));
@@ -250,10 +256,11 @@ class TensorSteps {
         slot.param = param;
         slot.grad = std::move(grad);
         slot.group = g;
+        slot.place = std::get<2>(rounding) + static_cast<std::int64_t>(i);
         dlpack::Tensor its;
         look_at(optimizer, slot, its, *rule);
         size_ += slot.memory.size;
-        if (keeps) {
+        if (rule->counts || !rule->states.empty() || !is_wide(slot.memory.storage)) {
           slot.state = state_of(param);
           if (slot.state)
             attach_states(optimizer, slot, its, *rule);
@@ -284,26 +291,36 @@ class TensorSteps {
 
   // Checks a parameter and its gradient.
   void look_at(const py::object& optimizer, Slot& slot, dlpack::Tensor& its, const TensorRule& rule) const {
-    const auto fits = [](const dlpack::Tensor& tensor) { return holds(tensor, tensor.dtype.bits == 32 ? 32 : 64); };
+    const auto fits = [&](const dlpack::Tensor& tensor) {
+      const auto storage = storage_of(tensor);
+      return storage && (is_wide(*storage) || rule.any_storage);
+    };
     if (!see(slot.param.ptr(), its) || !fits(its) || !is_dense(its) || is_negated_element(its, slot.param))
-      throw py::value_error(name(optimizer, slot.param) +
-                            " must be a dense float32 or float64 tensor in the memory of the CPU, got " +
-                            shown(slot.param));
+      throw py::value_error(name(optimizer, slot.param) + " must be a dense " +
+                            (rule.any_storage ? "float32, float64, bfloat16 or float16" : "float32 or float64") +
+                            " tensor in the memory of the CPU, got " + shown(slot.param));
     slot.memory = memory_of(its);
+    slot.stored = {};
+    slot.stored.param = slot.memory.storage;
+    slot.is_stored = !is_wide(slot.memory.storage);
     if (rule.has_matrices()) {
       check_order(optimizer, slot, its, "whose rows and columns are its rule's");
       slot.matrices = matrices_of(rule.spec, shape_of(its));
     }
     dlpack::Tensor grad;
     const auto like = [&] {
-      return see(slot.grad.ptr(), grad) && fits(grad) && grad.dtype.bits == its.dtype.bits && same_shape(grad, its);
+      if (!see(slot.grad.ptr(), grad) || !fits(grad) || !same_shape(grad, its)) return false;
+      const Memory memory = memory_of(grad);
+      return rule.any_storage ? gradient_fits(memory.storage, slot.memory.storage)
+                              : memory.storage == slot.memory.storage;
     };
     bool matches = rule.dense && like();
-    if (!matches && rule.sparse && is_sparse(slot.grad)) return look_at_rows(optimizer, slot, its, rule);
+    if (!matches && rule.sparse && is_wide(slot.memory.storage) && is_sparse(slot.grad))
+      return look_at_rows(optimizer, slot, its, rule);
     if (!matches || !same_layout(grad, its) || is_negated_element(grad, slot.grad)) {
       const bool dense = rule.dense && py::hasattr(slot.grad, "is_sparse") &&
                          text(slot.grad.attr("layout")) == "torch.strided" &&
-                         slot.grad.attr("dtype").is(slot.param.attr("dtype")) &&
+                         (rule.any_storage || slot.grad.attr("dtype").is(slot.param.attr("dtype"))) &&
                          slot.grad.attr("device").equal(slot.param.attr("device")) &&
                          slot.grad.attr("shape").equal(slot.param.attr("shape"));
       // Nothing is lost: the gradient is only read, so one laid out otherwise can be copied.
@@ -316,6 +333,7 @@ class TensorSteps {
     }
     if (!matches) refuse_gradient(optimizer, slot, rule);
     slot.grad_memory = memory_of(grad);
+    slot.is_stored |= slot.grad_memory.storage != arithmetic_of(slot.memory.storage);
   }
 
   // Checks a sparse gradient, which has some rows of its parameter, in any order and any of them more than once.
@@ -348,13 +366,16 @@ class TensorSteps {
   }
 
   [[noreturn]] static void refuse_gradient(const py::object& optimizer, const Slot& slot, const TensorRule& rule) {
-    const char* const wanted = !rule.sparse  ? "a dense tensor of its shape and dtype"
-                               : !rule.dense ? "a sparse tensor of its shape and dtype, with one sparse dimension,"
-                                             : "a tensor of its shape and dtype, dense or with one sparse dimension,";
-    const char* const advice = !rule.sparse && is_sparse(slot.grad)
-                                   ? "; sparse gradients are for SparseAdam and the like"
-                               : !rule.dense && !is_sparse(slot.grad) ? "; dense gradients are for Adam and the like"
-                                                                      : "";
+    const bool by_rows = rule.sparse && is_wide(slot.memory.storage);
+    const char* const wanted = !rule.dense ? "a sparse tensor of its shape and dtype, with one sparse dimension,"
+                               : by_rows   ? "a tensor of its shape and dtype, dense or with one sparse dimension,"
+                               : rule.any_storage
+                                   ? "a dense floating-point tensor of its shape, no wider than its arithmetic,"
+                                   : "a dense tensor of its shape and dtype";
+    const char* const advice = !is_sparse(slot.grad) ? (rule.dense ? "" : "; dense gradients are for Adam and the like")
+                               : !rule.sparse        ? "; sparse gradients are for SparseAdam and the like"
+                               : !by_rows            ? "; sparse gradients are for float32 and float64"
+                                                     : "";
     throw py::value_error("the gradient of " + name(optimizer, slot.param) + " must be " + wanted +
                           " in the memory of the CPU, got " + shown(slot.grad) + advice);
   }
@@ -362,20 +383,27 @@ class TensorSteps {
   void attach_states(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its, const TensorRule& rule) const {
     dlpack::Tensor tensor;
     const auto axes = static_cast<std::size_t>(its.ndim);
+    bool narrow = !is_wide(slot.memory.storage);
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
       if (!has_state(rule.spec, static_cast<int>(k), axes)) continue;
       const py::handle state = item(optimizer, slot, rule.states[k]);
-      const bool held = see(state.ptr(), tensor) && holds(tensor, its.dtype.bits) && !is_negated_element(tensor, state);
+      const bool held = see(state.ptr(), tensor) && storage_of(tensor) && !is_negated_element(tensor, state);
+      const bool any_storage = rule.any_storage && !slot.indices;  // rows are swept as the arithmetic has them
+      const bool fits = held && (any_storage ? state_fits(memory_of(tensor).storage, slot.memory.storage)
+                                             : memory_of(tensor).storage == slot.memory.storage);
       if (rule.spec.row_factor >= 0 && axes > 1) {
         const Shape shape = state_shape(rule.spec, static_cast<int>(k), shape_of(its));
-        if (!held || shape_of(tensor) != shape || !is_contiguous(tensor))
+        if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))
           throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be contiguous, of the shape " +
                                 text(py::tuple(py::cast(shape))) + " and its parameter's dtype, got " + shown(state));
-      } else if (!held || !same_shape(tensor, its) || !same_layout(tensor, its)) {
+      } else if (!fits || !same_shape(tensor, its) || !same_layout(tensor, its)) {
         throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be laid out as its parameter is, " +
                               shown(slot.param) + ", got " + shown(state));
       }
       slot.states[k] = memory_of(tensor);
+      slot.stored.states[k] = slot.states[k].storage;
+      slot.is_stored |= slot.states[k].storage != arithmetic_of(slot.memory.storage);
+      narrow |= !is_wide(slot.states[k].storage);
     }
     slot.progress.clear();
     for (const py::str& key : rule.progress) {
@@ -386,7 +414,7 @@ class TensorSteps {
                               text(py::repr(number)));
       slot.progress.push_back(value);
     }
-    if (!rule.counts) return;
+    if (!rule.counts && !narrow) return;  // chances differ from step to step
     const py::handle count = item(optimizer, slot, step_name_);
     const bool known =
         see(count.ptr(), tensor) && holds(tensor, tensor.dtype.bits == 32 ? 32 : 64) && element_count(tensor) == 1;
@@ -454,7 +482,7 @@ class TensorSteps {
   void form_inputs(const py::object& optimizer, const std::vector<Group>& groups) {
     bool any = false;
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const auto& [params, rule, scalars, form] = groups[g];
+      const auto& [params, rule, scalars, form, rounding] = groups[g];
       if (!form) continue;
       std::vector<Slot*> slots;
       py::list grads, states;
@@ -549,7 +577,8 @@ class TensorSteps {
   // The constants of all tensors that share a group, a number of steps, a type and a past are folded once.
   void fold(const std::vector<Group>& groups, const Table& table) {
     const auto alike = [](const Slot& a, const Slot& b) {
-      return a.group == b.group && a.t == b.t && a.memory.storage == b.memory.storage && a.progress == b.progress;
+      return a.group == b.group && a.t == b.t && a.single_precision() == b.single_precision() &&
+             a.progress == b.progress;
     };
     std::vector<const Entry*> entries;
     for (const Group& group : groups) entries.push_back(&table.entries[std::get<1>(group)->place]);
@@ -559,13 +588,11 @@ class TensorSteps {
     jobs_.reserve(slots_.size());
     const Slot* before = nullptr;
     for (Slot& slot : slots_) {
-      const Kernel& kernel =
-          slot.memory.storage == Storage::float32 ? entries[slot.group]->float32 : entries[slot.group]->float64;
+      const Kernel& kernel = slot.single_precision() ? entries[slot.group]->float32 : entries[slot.group]->float64;
       if (before && alike(*before, slot)) {
         slot.folded = before->folded;
       } else {
-        const auto [place, is_new] =
-            folded_.try_emplace({slot.group, slot.t, slot.memory.storage == Storage::float32, slot.progress});
+        const auto [place, is_new] = folded_.try_emplace({slot.group, slot.t, slot.single_precision(), slot.progress});
         if (is_new) fold_one(kernel, groups[slot.group], slot, place->second);
         slot.folded = &place->second;
       }
@@ -574,7 +601,12 @@ class TensorSteps {
               &slot.folded->constants,
               {slot.memory.data(), slot.grad_memory.data(), {}},
               slot.memory.size,
-              slot.memory.item_size()};
+              storage_bytes[static_cast<int>(arithmetic_of(slot.memory.storage))]};
+      if (slot.is_stored) {
+        const auto& [stochastic, seed, first] = std::get<4>(groups[slot.group]);
+        hold_as(job, slot.stored, slot.grad_memory.storage, table, {stochastic, seed}, slot.t, slot.place,
+                /*zero_grad=*/false);
+      }
       for (int k = 0; k < max_states; ++k) job.buffers.states[k] = slot.states[k].data();
       if (slot.formed) job.buffers.states[state_count(entries[slot.group]->spec) - 1] = slot.formed_memory.data();
       job.buffers.matrices = slot.matrices;
@@ -616,7 +648,7 @@ class TensorSteps {
   }
 
   static void fold_one(const Kernel& kernel, const Group& group, const Slot& slot, Folded& folded) {
-    const auto& [params, rule, scalars, form] = group;
+    const auto& [params, rule, scalars, form, rounding] = group;
     std::tuple<Scalars, std::vector<double>> known;
     if (const auto* advance = std::get_if<Advance>(&scalars))
       known = py::cast<decltype(known)>((*advance)(slot.t - 1, slot.progress));
@@ -678,15 +710,18 @@ void define_tensor_steps(py::module_& m) {
       .def(py::init<std::string, std::vector<py::str>, bool, std::vector<py::str>, bool, bool>(), py::arg("rule"),
            py::arg("states"), py::arg("counts"), py::arg("progress"), py::arg("dense"), py::arg("sparse"),
            "The names of the states that are kept, whether a state \"step\" counts, the names of the\n"
-           "numbers that each step moves on, and which gradients are taken.");
+           "numbers that each step moves on, and which gradients are taken.")
+      .def_readonly("any_storage", &TensorRule::any_storage,
+                    "Whether memory may hold numbers in fewer bits than the arithmetic has.");
   py::class_<TensorSteps>(m, "TensorSteps", "What carries out the steps of an optimizer of gradstep.torch.")
       .def(py::init<py::object, py::object>(), py::arg("relaid"), py::arg("increment_version"))
       .def("step", &TensorSteps::step, py::arg("optimizer"), py::arg("groups"),
            "Update every tensor that has a gradient, or raise and change nothing. A group is (params,\n"
-           "rule, scalars, form). The scalars are (hyper-parameters, weight_decay, maximize), or, where\n"
-           "there is progress, a function of the steps so far and the progress that gives them and the\n"
-           "progress then. Where a rule reads more than gradients and states, `form` is a function of\n"
-           "both that forms it, for each parameter; otherwise None.");
+           "rule, scalars, form, rounding). The scalars are (hyper-parameters, weight_decay, maximize),\n"
+           "or, where there is progress, a function of the steps so far and the progress that gives them\n"
+           "and the progress then. Where a rule reads more than gradients and states, `form` is a\n"
+           "function of both that forms it, for each parameter; otherwise None. The rounding is\n"
+           "(stochastic, seed, the place of the first of these parameters among all of the optimizer).");
 }
 
 }  // namespace gradstep

@@ -187,10 +187,8 @@ class Call {
       job.constants = single_precision ? &float32 : &float64;
       if (!job.stored) continue;
       Stored& stored = stored_[static_cast<std::size_t>(i)];
-      stored.converters = single_precision ? &table.float32_converters : &table.float64_converters;
-      stored.stochastic = scalars_.round_to_nearest == 0;
-      stored.zero_grad = treatment_.zero_grad;
-      stored.chance = chance_of(scalars_.rounding_seed, scalars_.t, i);
+      hold_as(job, stored, stored.grad, table, {scalars_.round_to_nearest == 0, scalars_.rounding_seed}, scalars_.t, i,
+              treatment_.zero_grad);
     }
     const bool skips = scalars_.skip_nonfinite != 0, looks_at_second = skips && spec_.second_gradient >= 0;
     Few<Job> second(looks_at_second ? static_cast<std::size_t>(count_) : 0);

@@ -65,8 +65,10 @@ Storage arithmetic_of(Storage param) { return param == Storage::float64 ? Storag
 bool gradient_fits(Storage grad, Storage param) { return grad != Storage::float64 || param == Storage::float64; }
 
 bool state_fits(Storage state, Storage param) {
-  return gradient_fits(state, param) && (param != Storage::float64 || storage_bytes[static_cast<int>(state)] >= 4);
+  return gradient_fits(state, param) && (param != Storage::float64 || is_wide(state));
 }
+
+bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
 
 const char* name_of(Storage storage) {
   constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};

@@ -26,6 +26,9 @@ Storage arithmetic_of(Storage param);
 bool gradient_fits(Storage grad, Storage param);
 bool state_fits(Storage state, Storage param);
 
+/// Whether these are numbers that an arithmetic has.
+bool is_wide(Storage storage);
+
 /// As NumPy calls it.
 const char* name_of(Storage storage);
 

@@ -60,8 +60,16 @@ static_assert(at_once % stored_piece == 0 && (std::int64_t{1} << 33) % at_once =
 
 }  // namespace
 
-std::uint64_t chance_of(std::uint64_t seed, std::int64_t t, std::int64_t array) {
-  return mixed(mixed(seed, static_cast<std::uint64_t>(t)), static_cast<std::uint64_t>(array));
+void hold_as(Job& job, Stored& stored, Storage grad, const Table& table, const RoundingOptions& rounding,
+             std::int64_t t, std::int64_t array, bool zero_grad) {
+  stored.grad = grad;
+  stored.converters = job.item_size == 4 ? &table.float32_converters : &table.float64_converters;
+  stored.stochastic = rounding.stochastic;
+  stored.zero_grad = zero_grad;
+  stored.chance =
+      mixed(mixed(rounding.seed, static_cast<std::uint64_t>(t)), static_cast<std::uint64_t>(rounding.array + array));
+  stored.first = rounding.first;
+  job.stored = &stored;
 }
 
 const void* gradients_of(const Job& job, std::int64_t begin, std::int64_t size, void* room) {

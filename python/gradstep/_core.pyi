@@ -309,6 +309,11 @@ class TensorRule:
         The names of the states that are kept, whether a state "step" counts, the names of the
         numbers that each step moves on, and which gradients are taken.
         """
+    @property
+    def any_storage(self) -> bool:
+        """
+        Whether memory may hold numbers in fewer bits than the arithmetic has.
+        """
 
 class TensorSteps:
     """
@@ -342,15 +347,21 @@ class TensorSteps:
                     [list[typing.Any], list[typing.Any]], collections.abc.Sequence[typing.Any]
                 ]
                 | None,
+                tuple[
+                    bool,
+                    typing.SupportsInt | typing.SupportsIndex,
+                    typing.SupportsInt | typing.SupportsIndex,
+                ],
             ]
         ],
     ) -> None:
         """
         Update every tensor that has a gradient, or raise and change nothing. A group is (params,
-        rule, scalars, form). The scalars are (hyper-parameters, weight_decay, maximize), or, where
-        there is progress, a function of the steps so far and the progress that gives them and the
-        progress then. Where a rule reads more than gradients and states, `form` is a function of
-        both that forms it, for each parameter; otherwise None.
+        rule, scalars, form, rounding). The scalars are (hyper-parameters, weight_decay, maximize),
+        or, where there is progress, a function of the steps so far and the progress that gives them
+        and the progress then. Where a rule reads more than gradients and states, `form` is a
+        function of both that forms it, for each parameter; otherwise None. The rounding is
+        (stochastic, seed, the place of the first of these parameters among all of the optimizer).
         """
 
 def check_params(

@@ -147,11 +147,12 @@ class ScheduleFree(Optimizer):
                 self._counter[-1] = not to_mean
 
     def _move_points(self, points: Iterable[tuple[Array, Array]], to_mean: bool) -> None:
-        """Move parameters, each with its `z`, to the mean or back."""
+        """Move parameters, each with its `z`, to the mean or back: in the arithmetic of steps."""
         nearness = self._hyper[self._nearness]
         share = 1 - 1 / nearness if to_mean else 1 - nearness
         for w, z in points:
-            w[...] = w + share * (z - w)
+            wide = w.astype(np.result_type(w, np.float32), copy=False)
+            w[...] = wide + share * (z - wide)
 
     def _counters(self) -> dict[str, Array]:
         return {"progress": self._counter}

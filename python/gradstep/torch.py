@@ -14,6 +14,12 @@ rows that these have; so do `SGD` and `Adagrad`, where they keep no running mean
 A parameter with a sparse gradient is contiguous, and so is a matrix of `Adafactor` or `Muon`.
 `Muon` iterates in the dtype of the parameter, PyTorch's in bfloat16.
 
+Tensors are of float32 or float64. Rules without norms, factors or rows also take bfloat16 and
+float16, computed in float32: parameters, gradients, and states, whose dtype is that of the
+parameter unless `state_dtype` (a dtype of PyTorch or its name) is another one. What is updated is
+rounded by chance (`rounding`, `rounding_seed`), so that small steps are not lost; the chances
+depend on the place of a parameter among all of the optimizer.
+
 Example:
     >>> import torch, gradstep.torch
     >>> model = torch.nn.Linear(3, 1)
@@ -28,12 +34,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import accumulate, chain, repeat, zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
+from . import _checks as check
 from . import _core, averaging, optimizers, orthogonal, sparse
 from ._memory import zeros_beside
 from .optimizers import CORE_RULES
@@ -86,7 +93,13 @@ UNCOUNTED = ("SGD", "Muon")
 #: PyTorch's SparseAdam counts in numbers of Python, and forms their powers in double.
 COUNTED_IN_DOUBLE = ("SparseAdam",)
 
-TYPES = (torch.float32, torch.float64)
+#: What steps take, by name.
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.FLOATS}
+#: Those that are rounded to by chance. Steps are counted there by every rule: chances differ.
+NARROW = frozenset({torch.bfloat16, torch.float16})
+
+#: What says how numbers are held, of which a checkpoint of PyTorch's does not speak.
+HELD = ("state_dtype", "rounding", "rounding_seed")
 
 #: What PyTorch's classes can be asked for and these cannot, and why.
 REFUSED = {
@@ -124,14 +137,28 @@ def _value(option: Any) -> Any:
 
 def _relaid(param: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor, laid out in memory as a parameter is."""
-    return torch.empty_like(param.detach()).copy_(other.detach())
+    return torch.empty_like(param.detach(), dtype=other.dtype).copy_(other.detach())
+
+
+def _in_numpy(tensor: torch.Tensor) -> Any:
+    """Its memory. NumPy may not know of bfloat16, and is shown whole numbers."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _state_dtype(value: Any) -> torch.dtype | None:
+    """The option of that name, as a dtype of PyTorch."""
+    dtype = value if isinstance(value, torch.dtype) else DTYPES.get(str(value))
+    if value is not None and dtype not in DTYPES.values():
+        raise TypeError(f"state_dtype must be one of {', '.join(DTYPES)}, or None, got {value!r}")
+    return dtype
 
 
 def _is_dense(param: torch.Tensor) -> bool:
     """Whether the elements fill a range of memory, so that others can be laid out as they are."""
     return (
         (param.device.type, param.layout) == ("cpu", torch.strided)
-        and param.dtype in TYPES
+        and param.dtype in DTYPES.values()
         and torch.empty_like(param, device="meta").stride() == param.stride()
     )
 
@@ -147,6 +174,8 @@ class _Settings:
         counts: bool,
     ) -> None:
         self.key = {name: value for name, value in options.items() if name != "lr"}
+        # NumPy may not know of bfloat16.
+        options = {name: value for name, value in options.items() if name != "state_dtype"}
         # One element of each type, so that every option is checked in both.
         both = [np.zeros((1, 1), np.float32), np.zeros((1, 1))]
         self._opt: Any = AS_IN_TORCH.get(cls, cls)(both, **options)
@@ -169,15 +198,24 @@ class _Settings:
             dense=not by_rows,
             sparse=by_rows or self._opt.rule in RESTING,
         )
+        #: The dtype of states; None: that of their parameter.
+        self.state_dtype = _state_dtype(self.key["state_dtype"])
+        if self.state_dtype and not self._native_rule.any_storage:
+            raise TypeError(
+                f"{cls.__name__} keeps its states in the dtype of params: state_dtype must be "
+                f"None, got {self.key['state_dtype']!r}"
+            )
+        self._rounding = self.key["rounding"] == "stochastic", self.key["rounding_seed"]
         self._form = self._formed if self._rule.gradients else None
         self.lr = None
 
-    def native(self, params: list[torch.Tensor], lr: Any) -> tuple[Any, ...]:
-        """The group as the native step takes it."""
+    def native(self, params: list[torch.Tensor], lr: Any, place: int) -> tuple[Any, ...]:
+        """The group as the native step takes it. `place` is that of its first parameter."""
         if self.lr != lr or self.lr is None:
             self._opt.lr = self.lr = lr
             self._scalars = None if self.progress else self._scalars_at(0, {})
-        return (params, self._native_rule, self._scalars or self._advance, self._form)
+        rounding = (*self._rounding, place)
+        return (params, self._native_rule, self._scalars or self._advance, self._form, rounding)
 
     def _scalars_at(self, t: int, late: Mapping[str, float]) -> tuple[list[float], float, bool]:
         _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, 0, **late)
@@ -258,19 +296,24 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: a hyper-parameter out of its range; a parameter, gradient or state that is
-                no dense float32 or float64 tensor in the memory of the CPU, by name, unless it is a
-                sparse gradient, with one sparse dimension, of a rule for rows.
+                no dense tensor in the memory of the CPU of a dtype that the rule takes, by name,
+                unless it is a sparse gradient, with one sparse dimension, of a rule for rows.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._steps().step(self, [self._native_group(i) for i in range(len(self.param_groups))])
+        self._steps().step(self, [self._native_group(*its) for its in enumerate(self._places())])
         return loss
 
-    def _step_one(self, group: int, param: torch.Tensor) -> None:
+    def _places(self) -> list[int]:
+        """Where the parameters of each group begin among all."""
+        sizes = [len(group["params"]) for group in self.param_groups]
+        return list(accumulate(sizes, initial=0))[:-1]
+
+    def _step_one(self, group: int, place: int, param: torch.Tensor) -> None:
         self._opt_called = True  # PyTorch's schedulers ask for it
-        _, *settings = self._native_group(group)
+        _, *settings = self._native_group(group, place)
         self._steps().step(self, [([param], *settings)])
 
     def _steps(self) -> _core.TensorSteps:
@@ -298,9 +341,9 @@ class Optimizer(torch.optim.Optimizer):
             found = known[index] = _Settings(cls, options, names, cls.__name__ not in UNCOUNTED)
         return found
 
-    def _native_group(self, index: int) -> tuple[Any, ...]:
+    def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         group = self.param_groups[index]
-        return self._settings(index).native(group["params"], _value(group["lr"]))
+        return self._settings(index).native(group["params"], _value(group["lr"]), place)
 
     def _all_states(self) -> dict[torch.Tensor, dict[str, Any]]:
         """New states of all parameters that can have some; a step refuses the others."""
@@ -336,17 +379,36 @@ class Optimizer(torch.optim.Optimizer):
     def _made(self, indices: Sequence[int], params: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """New states, which lie beside one another, as those of the classes of `gradstep` do."""
         settings = [self._settings(index) for index in indices]
+        made: dict[int, dict[str, Any]] = {}
+        for dtype in dict.fromkeys(one.state_dtype for one in settings):
+            places = [i for i, one in enumerate(settings) if one.state_dtype is dtype]
+            its = [settings[i] for i in places], [params[i] for i in places]
+            made |= zip(places, self._made_in(dtype, *its), strict=True)
+        return [made[i] for i in range(len(params))]
+
+    def _made_in(
+        self,
+        dtype: torch.dtype | None,
+        settings: Sequence[_Settings],
+        params: Sequence[torch.Tensor],
+    ) -> list[dict[str, Any]]:
+        """Those of one dtype; None: each of that of its parameter."""
         shapes = [one.shapes(param.shape) for one, param in zip(settings, params, strict=True)]
-        kinds = zip_longest(*[its.values() for its in shapes], fillvalue=(0,))
-        rooms = zeros_beside([param.detach().numpy() for param in params], list(kinds))
+        kinds = list(zip_longest(*[its.values() for its in shapes], fillvalue=(0,)))
+        held = None if dtype is None else _in_numpy(torch.empty(0, dtype=dtype)).dtype
+        rooms = zeros_beside([_in_numpy(p) for p in params], kinds, [held] * len(kinds))
         states = []
         for one, param, its, *arrays in zip(settings, params, shapes, *rooms, strict=True):
-            state: dict[str, Any] = {"step": self._count(0.0)} if one.counts else {}
+            here = dtype or param.dtype
+            counts = one.counts or not NARROW.isdisjoint((param.dtype, here))
+            state: dict[str, Any] = {"step": self._count(0.0)} if counts else {}
             state |= one.progress
             for name, array in zip(its, arrays, strict=False):
-                if one.starts[name]:
-                    array.fill(one.starts[name])
-                tensor = torch.from_numpy(array)
+                tensor = torch.from_numpy(array).view(here)
+                if start := one.starts[name]:
+                    if start > torch.finfo(here).max:
+                        raise ValueError(f"{name} begins with {start}, which {here} cannot hold")
+                    tensor.fill_(start)
                 is_like = array.shape == param.shape
                 state[name] = tensor.as_strided(param.shape, param.stride()) if is_like else tensor
             states.append(state)
@@ -370,7 +432,27 @@ class Optimizer(torch.optim.Optimizer):
                     return f"{place}params[{i}] ({name}shape {tuple(param.shape)})"
         return f"a tensor of shape {tuple(param.shape)}"
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict()` was taken, of this class or of PyTorch's.
+
+        The options of the groups come with it; where it is of PyTorch's, `state_dtype`, `rounding`
+        and `rounding_seed` stay. States become of that dtype, or of their parameter's.
+        """
+
+        def keep(_: Any, state_dict: dict[str, Any]) -> None:
+            ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+            self._as_saved = [state_dict["state"].get(i, {}) for i in ids]
+
+        # The last hook, so that it sees what those before it have made of the states.
+        handle = self.register_load_state_dict_pre_hook(keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_as_saved", None)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        groups_before = self.__dict__.get("param_groups", [])
         states = [
             state["state"].get(param, {})
             for group in state["param_groups"]
@@ -380,17 +462,35 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)  # where PyTorch's classes make tensors of it, in float32
         for one, numbers in zip(states, progress, strict=True):
             one.update(numbers)
-        for group in self.param_groups:
+        as_saved = iter(self.__dict__.get("_as_saved", states))
+        befores = chain(groups_before, repeat({}))
+        for group, before in zip(self.param_groups, befores, strict=False):
             for name, parameter in self._signature.parameters.items():
-                if name in self._own:
+                if name in HELD:
+                    group.setdefault(name, before.get(name, parameter.default))
+                elif name in self._own:
                     group.setdefault(name, parameter.default)
                 elif name in REFUSED:  # how PyTorch's class stepped is no part of where it was
                     group[name] = parameter.default
             for param in group["params"]:
-                self._take_over(param, self.state.get(param, {}))
+                held = _state_dtype(group["state_dtype"])
+                self._take_over(param, self.state.get(param, {}), next(as_saved), held)
 
-    def _take_over(self, param: torch.Tensor, state: dict[str, Any]) -> None:
+    def _take_over(
+        self,
+        param: torch.Tensor,
+        state: dict[str, Any],
+        saved: Mapping[str, Any],
+        dtype: torch.dtype | None,
+    ) -> None:
         """Counts become tensors, and states are laid out as their parameter is."""
+        tensors = {k: v for k, v in state.items() if k != "step" and isinstance(v, torch.Tensor)}
+        for name, value in tensors.items():  # which PyTorch has brought to the parameter's dtype
+            if dtype and value.dtype != dtype:
+                state[name] = saved[name].to(value.device, dtype)
+        narrow = NARROW.intersection([param.dtype, *(state[name].dtype for name in tensors)])
+        if state and narrow and self._class.__name__ in UNCOUNTED:
+            state.setdefault("step", self._count(1.0))  # any but the first
         for name, value in state.items():
             if name == "step" and not isinstance(value, torch.Tensor):
                 state[name] = self._count(float(value))
@@ -418,9 +518,9 @@ class _ScheduleFree(Optimizer):
         """Move the parameters back to where gradients are taken."""
         self._move(to_mean=False)
 
-    def _native_group(self, index: int) -> tuple[Any, ...]:
+    def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         averaging.check_training(self.param_groups[index].get("train_mode", True))
-        return super()._native_group(index)
+        return super()._native_group(index, place)
 
     def _move(self, to_mean: bool) -> None:
         moves = []
@@ -430,28 +530,34 @@ class _ScheduleFree(Optimizer):
                 moves.append((group, index, params, [self._points(p) for p in params]))
         for group, index, params, points in moves:
             torch.autograd.graph.increment_version(params)
-            self._settings(index).move_points(points, to_mean)
+            self._settings(index).move_points([(w.numpy(), z.numpy()) for w, z in points], to_mean)
+            for param, (w, _) in zip(params, points, strict=True):
+                if param.dtype in NARROW:
+                    param.detach().copy_(w)
             group["train_mode"] = not to_mean
 
-    def _points(self, param: torch.Tensor) -> tuple[Any, Any]:
+    def _points(self, param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A parameter and its `z` as the arithmetic has them: in place, unless they are narrow."""
         z = self.state[param].get("z")
         kinds = [(x.dtype, x.device, x.shape) for x in (param, z) if isinstance(x, torch.Tensor)]
-        if not _is_dense(param) or kinds != kinds[:1] * 2:
+        of_one = [kind[1:] for kind in kinds]
+        if not _is_dense(param) or of_one != of_one[:1] * 2 or z.dtype not in DTYPES.values():
             raise ValueError(
-                f"{self._name(param)} and its state 'z' must be dense float32 or float64 tensors "
-                f"of one shape in the memory of the CPU, got {kinds}"
+                f"{self._name(param)} and its state 'z' must be dense floating-point tensors of "
+                f"one shape in the memory of the CPU, got {kinds}"
             )
-        return param.detach().numpy(), z.numpy()
+        arithmetic = torch.promote_types(param.dtype, torch.float32)
+        return param.detach().to(arithmetic), z.to(arithmetic)
 
 
 class _Muon(Optimizer):
     """What Muon has beside: no parameters but matrices."""
 
-    def _native_group(self, index: int) -> tuple[Any, ...]:
+    def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         for param in self.param_groups[index]["params"]:
             if param.ndim != 2:
                 orthogonal.check_matrix(self._name(param), tuple(param.shape))
-        return super()._native_group(index)
+        return super()._native_group(index, place)
 
 
 def _in_torch(name: str) -> type[torch.optim.Optimizer] | None:
@@ -519,17 +625,17 @@ class BackwardSteps:
         self.optimizer = optimizer
         optimizer._prepare()
         self._handles = [
-            param.register_post_accumulate_grad_hook(self._hook(g))
-            for g, group in enumerate(optimizer.param_groups)
-            for param in group["params"]
+            param.register_post_accumulate_grad_hook(self._hook(g, place))
+            for g, first in enumerate(optimizer._places())
+            for place, param in enumerate(optimizer.param_groups[g]["params"], first)
             if param.requires_grad
         ]
 
-    def _hook(self, group: int) -> Callable[[torch.Tensor], None]:
+    def _hook(self, group: int, place: int) -> Callable[[torch.Tensor], None]:
         optimizer = self.optimizer
 
         def step_and_free(param: torch.Tensor) -> None:
-            optimizer._step_one(group, param)
+            optimizer._step_one(group, place, param)
             param.grad = None
 
         return step_and_free
