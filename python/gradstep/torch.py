@@ -200,11 +200,8 @@ class _Settings:
         )
         #: The dtype of states; None: that of their parameter.
         self.state_dtype = _state_dtype(self.key["state_dtype"])
-        if self.state_dtype and not self._native_rule.any_storage:
-            raise TypeError(
-                f"{cls.__name__} keeps its states in the dtype of params: state_dtype must be "
-                f"None, got {self.key['state_dtype']!r}"
-            )
+        if self.state_dtype:
+            optimizers.check_elementwise(cls, "have a state_dtype")
         self._rounding = self.key["rounding"] == "stochastic", self.key["rounding_seed"]
         self._form = self._formed if self._rule.gradients else None
         self.lr = None
@@ -571,7 +568,7 @@ def _optimizer(name: str) -> type[Optimizer]:
     own = {
         p.name: p
         for p in inspect.signature(cls).parameters.values()
-        if p.name not in optimizers.Options.__annotations__.keys() - {"maximize"}
+        if p.name not in optimizers.Options.__annotations__.keys() - {"maximize", *HELD}
     }
     shared = dict(inspect.signature(theirs or cls).parameters)
     beside = [p for p in own if p not in shared] if theirs else []
