@@ -131,8 +131,8 @@ class Optimizer:
             threads and level, but those of NumPy no more. Default False.
         state_dtype: how the states are held: "float32", "bfloat16" (with ml_dtypes installed) or
             "float16"; None (default) for the dtype of each parameter. A parameter of float64 takes
-            float32 at the least. Fewer bytes make steps over large arrays faster. Not for rules
-            with norms, factors, tables or rows.
+            float32 at the least. Not for rules with norms, factors, tables or rows. What it costs
+            in accuracy and time is in `docs/storage.md`.
         rounding: how what is updated becomes bfloat16 or float16: "stochastic" (default), one of
             the two neighbours by a chance that makes the mean right, or "nearest", with which small
             steps are lost.
