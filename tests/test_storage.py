@@ -173,6 +173,21 @@ def test_chances_differ():
     assert np.abs(correlations).max() < 6 / np.sqrt(n)
 
 
+def test_training_in_bfloat16():
+    """Whose history has the norm of the gradients as exact numbers have it."""
+    n = 3000
+    gradient = np.full(n, 0.1, BFLOAT16)
+
+    def loss_and_grad(w, x):
+        return float((w.astype(np.float64) ** 2).mean()), gradient
+
+    w = np.ones(n, BFLOAT16)
+    history = gs.train(gs.SGD(w, lr=0.1), loss_and_grad, (np.ones(4),), epochs=2, progress=False)
+    exact = np.sqrt(n) * float(gradient[0])
+    np.testing.assert_allclose(history["grad_norm"], exact, rtol=1e-6)
+    assert history["loss"][1] < history["loss"][0] == 1
+
+
 @pytest.mark.parametrize("held", HELD[:2])
 def test_a_part_of_an_array(held, level):
     """Told its place, it has the bits that it has in the whole."""

@@ -502,6 +502,8 @@ def _result(result: Any) -> tuple[float, Arrays]:
 
 def _norm(arrays: Sequence[Array]) -> float:
     """The L2 norm over all arrays: inf or nan where an element is, or beyond float64."""
+    # A sum of numbers of 16 bits would be rounded to as many.
+    arrays = [array if array.itemsize > 2 else array.astype(np.float32) for array in arrays]
     squares = sum([float(np.vdot(array, array)) for array in arrays])
     if 1e-30 < squares < math.inf:
         return math.sqrt(squares)
