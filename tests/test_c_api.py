@@ -533,6 +533,7 @@ TYPES = {"float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}
                                     ("float64", "float16", "float32")])  # fmt: skip
 @pytest.mark.parametrize("nearest", [False, True])
 def test_storage_as_python_has_it(dtypes, nearest, level):
+    pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
     param, grad, state = (np.dtype(check.float_dtype("dtype", name)) for name in dtypes)
     rng = np.random.default_rng(0)
     results = []
