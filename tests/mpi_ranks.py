@@ -15,6 +15,7 @@ import gradstep as gs
 from gradstep import mpi
 from gradstep.mpi import MPI, Sharded
 from gradstep.optimizers import CLASSES
+from gradstep.training import part_of
 from oracle import DTYPES, assert_same_bits, needed
 
 COMM = MPI.COMM_WORLD
@@ -362,6 +363,29 @@ def killed(path: str, moment: str) -> None:
 
     np.savez = die
     opt.save(path)
+
+
+def epoch(path: str, how: str) -> None:
+    """Steps through rows dealt to the ranks, with a state saved in between; one rank may die.
+
+    The rows are whole numbers and the means are over powers of two: sums are exact in any order.
+    """
+    rows = np.random.default_rng(0).integers(-8, 9, (10, 8, SIZE)).astype(np.float32)
+    own = part_of(0, 8, RANK, RANKS)
+    opt = Sharded(gs.Adam, np.zeros(SIZE, np.float32), comm=COMM, lr=0.1)
+    if how == "resumes":
+        opt.load(path)
+        assert opt.t == 4
+    for batch in rows[opt.t :]:
+        if how == "dies" and RANK == 1 and opt.t == 6:
+            signal.raise_signal(signal.SIGKILL)
+        opt.step(batch[own].mean(axis=0), clip_norm=50.0)
+        if opt.t == 4:
+            opt.save(path)
+    plain = gs.Adam(np.zeros(SIZE, np.float32), lr=0.1)
+    for batch in rows:
+        assert plain.step(batch.mean(axis=0), clip_norm=50.0).clipped
+    assert_same_bits(opt.params, plain.params)
 
 
 def problem(rows: int, dtype: type = np.float64):

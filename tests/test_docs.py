@@ -86,6 +86,16 @@ def test_the_page_of_the_rules_is_that_of_the_docstrings():
     assert made == (ROOT / "docs" / "rules.md").read_text(encoding="utf-8"), "docs/make_rules.py"
 
 
+def test_the_table_of_scale_is_that_of_the_model():
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    model = runpy.run_path(str(ROOT / "docs" / "make_scale.py"))
+    assert model["page"](text) == text, "docs/make_scale.py"
+    assert model["held"](10**9, 1) == 16e9
+    assert model["held"](10**9, 4) == 11e9
+    assert model["sent"](10**9, 4) == 6e9
+    assert model["seconds"](10**9, 2) == {"network": 0.16, "memory": 14e9 / 300e9}
+
+
 @pytest.fixture(scope="module")
 def quality():
     """docs/storage_quality.py."""

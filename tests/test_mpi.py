@@ -110,6 +110,12 @@ def test_a_rank_killed_while_saving(tmp_path, moment):
     assert len(named) == 4
 
 
+def test_a_rank_killed_in_an_epoch_and_other_ranks_that_go_on(tmp_path):
+    on_ranks(4, "epoch", tmp_path / "state", "dies", fails=True)
+    on_ranks(2, "epoch", tmp_path / "state", "resumes")
+    on_ranks(1, "epoch", tmp_path / "state", "resumes")
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_train(ranks):
     on_ranks(ranks, "trained")
@@ -119,7 +125,7 @@ def test_train_stops_for_one_reason():
     on_ranks(2, "training_stops")
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_example(ranks):
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     done = run(ranks, HERE.parent / "examples" / "mpi_train.py")
