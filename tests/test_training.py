@@ -490,8 +490,8 @@ def test_errors_of_validation_pass_through():
     ("result", "message"),
     [
         ((1.0, np.ones(3)), "grads must have the shape of params"),
-        ((1.0, np.ones(4, np.float32)), "grads must have the dtype of params"),
-        ((1.0, np.ones(4, object)), "grads bfloat16 or float16, got object"),
+        ((1.0, np.ones(4, np.longdouble)), "grads must have dtype float32, float64, bfloat16 or"),
+        ((1.0, np.ones(4, object)), "grads must have dtype .* or float16, got object"),
         (
             (1.0, None),
             f"grads {NO_ARRAY}NoneType",

@@ -389,8 +389,8 @@ def rprop(
     number, turn = g.dtype.type, g * prev
     step_size *= np.where(turn > 0, number(etaplus), np.where(turn < 0, number(etaminus), 1))
     step_size[...] = np.clip(step_size, step_min, step_max)
+    w -= np.where(turn < 0, 0, np.sign(g) * step_size)
     prev[...] = np.where(turn < 0, 0, g)
-    w -= np.sign(prev) * step_size
 
 
 def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2: float) -> None:

@@ -42,8 +42,8 @@ struct Rprop {
     T size = (first ? lr : step_size) * (turn > 0 ? etaplus : turn < 0 ? etaminus : T(1));
     size = size < step_min ? step_min : size;
     size = size > step_max ? step_max : size;
-    const T kept = turn < 0 ? T(0) : g;
-    w = w - (turn < 0 ? T(0) : sign(g)) * size;  // not sign(kept): GCC vectorises this
+    const T move = sign(g) * size, kept = turn < 0 ? T(0) : g;  // kept first, or GCC does not vectorise pairs
+    w = w - (turn < 0 ? T(0) : move);
     prev = kept;
     step_size = size;
   }
