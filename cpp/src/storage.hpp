@@ -80,6 +80,9 @@ GRADSTEP_INLINE std::uint32_t mixed(std::uint32_t weyl, std::uint32_t key) {
 constexpr std::uint32_t own_chance[1 + max_states] = {0x85EBCA6B, 1, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1};
 
 // Two neighbours, as memory holds them: where a word of 32 bits is two numbers, nothing has to change its lane.
+#ifdef __BYTE_ORDER__
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half of a word is the first number");
+#endif
 struct Pair {
   float first, second;
 };

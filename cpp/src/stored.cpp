@@ -17,9 +17,7 @@ std::uint64_t mixed(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-constexpr std::uint64_t next = 0x9E3779B97F4A7C15;
-
-std::uint64_t mixed(std::uint64_t x, std::uint64_t y) { return mixed(mixed(x) + next * (y + 1)); }
+std::uint64_t mixed(std::uint64_t x, std::uint64_t y) { return mixed(mixed(x) + 0x9E3779B97F4A7C15 * (y + 1)); }
 
 Storage arithmetic_of(const Job& job) { return job.item_size == 4 ? Storage::float32 : Storage::float64; }
 
@@ -44,12 +42,9 @@ void clear_gradients(const Job& job, std::int64_t begin, std::int64_t size) {
 // The sweep of all buffers as memory holds them, if the kernel has it.
 SweepPairs sweep_in_place(const Job& job) {
   const Stored& stored = *job.stored;
-  const auto is = [](Storage storage) { return [storage](Storage other) { return other == storage; }; };
-  int states = 0;
-  while (states < max_states && job.buffers.states[states]) ++states;
-  if (!stored.stochastic || stored.param != stored.grad ||
-      !std::all_of(stored.states, stored.states + states, is(Storage::bfloat16)))
-    return nullptr;
+  if (!stored.stochastic || stored.param != stored.grad) return nullptr;
+  for (int k = 0; k < max_states && job.buffers.states[k]; ++k)
+    if (stored.states[k] != Storage::bfloat16) return nullptr;
   if (stored.param == Storage::bfloat16) return job.kernel->sweep_bfloat16;
   return stored.param == Storage::float32 ? job.kernel->sweep_bfloat16_states : nullptr;
 }
