@@ -27,8 +27,12 @@ struct BFloat16 {
     return static_cast<std::uint16_t>((bits_to_round(x) + rest) >> 16);
   }
 
-  // A NaN whose lower half overflowed would become another number.
-  static std::uint32_t bits_to_round(float x) { return x == x ? bits_of(x) : 0x7FC00000; }
+  // A NaN whose lower half overflowed would become another number. Asked of the bits, because a rule may have asked
+  // whether x == x, as sign() does, and GCC then makes branches of the two.
+  static std::uint32_t bits_to_round(float x) {
+    const std::uint32_t bits = bits_of(x);
+    return (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC00000 : bits;
+  }
 };
 
 // IEEE's binary16: 5 bits of exponent, 10 of mantissa.
