@@ -710,9 +710,7 @@ void define_tensor_steps(py::module_& m) {
       .def(py::init<std::string, std::vector<py::str>, bool, std::vector<py::str>, bool, bool>(), py::arg("rule"),
            py::arg("states"), py::arg("counts"), py::arg("progress"), py::arg("dense"), py::arg("sparse"),
            "The names of the states that are kept, whether a state \"step\" counts, the names of the\n"
-           "numbers that each step moves on, and which gradients are taken.")
-      .def_readonly("any_storage", &TensorRule::any_storage,
-                    "Whether memory may hold numbers in fewer bits than the arithmetic has.");
+           "numbers that each step moves on, and which gradients are taken.");
   py::class_<TensorSteps>(m, "TensorSteps", "What carries out the steps of an optimizer of gradstep.torch.")
       .def(py::init<py::object, py::object>(), py::arg("relaid"), py::arg("increment_version"))
       .def("step", &TensorSteps::step, py::arg("optimizer"), py::arg("groups"),

@@ -119,6 +119,9 @@ struct Array {
   gradstep_array given;
   void* parts[2 + max_states];  // param, grad, states
 
+  // Whether memory holds all numbers as the arithmetic has them; else check_types() looks further.
+  bool is_plain() const { return given.dtype <= GRADSTEP_FLOAT64 && given.held == 0; }
+
   // Of types that have been checked.
   Storage storage(int part) const {
     const int held = part == 0 ? 0 : given.held >> (4 * (part - 1)) & 15;
@@ -248,7 +251,7 @@ class Call {
     for (std::int64_t i = 0; i < count_; ++i) {
       const Array array = this->array(i);
       check_plain(array);
-      if (array.given.dtype > GRADSTEP_FLOAT64 || array.given.held != 0) check_types(array);
+      if (!array.is_plain()) check_types(array);
       check_parts(array);
       const Storage arithmetic = arithmetic_of(array.storage(0));
       (arithmetic == Storage::float32 ? single_precision_ : double_precision_) = true;
@@ -259,7 +262,7 @@ class Call {
              array.given.size,
              storage_bytes[static_cast<int>(arithmetic)]};
       std::copy_n(array.given.states, max_states, job.buffers.states);
-      if (array.given.dtype > GRADSTEP_FLOAT64 || array.given.held != 0) job.stored = stored_of(array);
+      if (!array.is_plain()) job.stored = stored_of(array);
     }
   }
 
@@ -376,7 +379,7 @@ class Call {
   std::int64_t count_;
   gradstep_scalars scalars_{};
   Treatment treatment_;
-  std::vector<Stored> stored_;                                // empty where no array has 16 bits
+  std::vector<Stored> stored_;                                // empty where all arrays are plain
   bool single_precision_ = false, double_precision_ = false;  // whether an array has it
   Few<Job> jobs_;
 };

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "levels.hpp"
+#include "math.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -70,8 +71,7 @@ void sweep_from_line(const Job& job, std::int64_t begin, std::int64_t end) {
 
 // Sweeps the pieces that begin in a range of a job.
 void sweep_pieces(const Job& job, std::int64_t first, std::int64_t last) {
-  const auto up = [](std::int64_t place) { return (place + stored_piece - 1) / stored_piece * stored_piece; };
-  sweep_stored(job, up(first), std::min(up(last), job.size));
+  sweep_stored(job, round_up(first, stored_piece), std::min(round_up(last, stored_piece), job.size));
 }
 
 std::int64_t total_size(const Job* jobs, std::int64_t count) {

@@ -309,11 +309,6 @@ class TensorRule:
         The names of the states that are kept, whether a state "step" counts, the names of the
         numbers that each step moves on, and which gradients are taken.
         """
-    @property
-    def any_storage(self) -> bool:
-        """
-        Whether memory may hold numbers in fewer bits than the arithmetic has.
-        """
 
 class TensorSteps:
     """

@@ -917,9 +917,8 @@ class Plan:
             if self.by_rows:
                 w, *states = parts = [array[touched[i]] for array in whole]
             narrow = len({array.dtype for array in (w, g, *states)}) > 1 or w.itemsize < 4
-            held: dict[str, Any] = self.rounding if narrow else {}
-            if narrow:
-                held = {**held, "array": held["array"] + i}
+            place = {"array": self.rounding["array"] + i}
+            held: dict[str, Any] = {**self.rounding, **place} if narrow else {}
             (stored_step if narrow else step)(
                 self.rule,
                 w,
