@@ -29,10 +29,14 @@ KERNEL = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
     r"(sweep|measure|sum_tile|take_factors)<.*::(\w+)<(?:float|double)>, (\w+)>"
 )
-#: The kernels of pairs, by how memory holds the parameter.
-PAIRS = re.compile(
+#: The kernels where memory holds all, or the states, as bfloat16.
+IN_PLACE = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
-    r"sweep_pairs<.*::(\w+)Pairs, .*::(\w+)<float> ?>\([^()]*\)$"
+    r"(sweep_bfloat16(?:_states)?)<.*::\w+<float> ?>\([^()]*\)$"
+)
+#: What brings numbers of 8 bits to float32, and back.
+BLOCKS = re.compile(
+    r"gradstep::(\w+)::\(anonymous namespace\)::(load_blocks|store_blocks)<(true|false)>"
 )
 #: The kernels of dense rows, with their template arguments.
 ROWS = re.compile(
@@ -107,12 +111,17 @@ def test_each_kernel_is_vectorised(level):
 
 
 @pytest.mark.parametrize("level", REGISTER)
-def test_each_kernel_of_pairs_is_vectorised(level):
+def test_each_kernel_for_fewer_bits_is_vectorised(level):
     held = [rule for rule in RULES.values() if rule.any_storage]
-    expected = {"BFloat16": len(held), "Float32": len([rule for rule in held if rule.states])}
+    expected = {
+        "sweep_bfloat16": len(held),
+        "sweep_bfloat16_states": len([rule for rule in held if rule.states]),
+        "load_blocks": 2,
+        "store_blocks": 2,
+    }
     count = collections.Counter()
     for name, code in functions().items():
-        match = PAIRS.search(name)
+        match = IN_PLACE.search(name) or BLOCKS.search(name)
         if match is None or match[1] != level:
             continue
         products = [operands for m, operands in code if m.removeprefix("v") == "mulps"]

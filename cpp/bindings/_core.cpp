@@ -95,6 +95,13 @@ std::optional<Storage> storage_of(const PyObject* dtype) {
   return std::nullopt;
 }
 
+// The same for states, which may be in 8 bits.
+std::optional<Storage> state_storage_of(const PyObject* dtype) {
+  if (dtype == shared_dtype<std::int8_t>()) return Storage::int8;
+  if (dtype == shared_dtype<std::uint8_t>()) return Storage::uint8;
+  return storage_of(dtype);
+}
+
 constexpr int readable = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 
 void check_no_mask(const py::array& array, const Label& label) {
@@ -141,10 +148,36 @@ Memory check_memory(const py::handle& object, const Label& label) {
   return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), *storage};
 }
 
-Memory check_writeable_memory(const py::handle& object, const Label& label) {
-  const Memory memory = check_memory(object, label);
+void check_writeable(const py::handle& object, const Label& label) {
   if (!(py::detail::array_proxy(object.ptr())->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_))
     throw py::value_error(label + " is read-only, so it cannot be updated in place");
+}
+
+Memory check_writeable_memory(const py::handle& object, const Label& label) {
+  const Memory memory = check_memory(object, label);
+  check_writeable(object, label);
+  return memory;
+}
+
+// What a Plan keeps: states alone may be in 8 bits, and some of them are only read.
+enum class Role { param, state, gradient };
+
+Memory check_state_memory(const py::handle& object, const Label& label) {
+  if (py::isinstance<py::array>(object)) {
+    const auto storage = state_storage_of(py::detail::array_proxy(object.ptr())->descr);
+    if (storage && is_blocked(*storage)) {
+      const auto array = py::reinterpret_borrow<py::array>(object);
+      check_no_mask(array, label);
+      check_layout(array, label);
+      return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), *storage};
+    }
+  }
+  return check_memory(object, label);
+}
+
+Memory check_kept_memory(const py::handle& object, const Label& label, Role role) {
+  const Memory memory = role == Role::state ? check_state_memory(object, label) : check_memory(object, label);
+  if (role != Role::gradient) check_writeable(object, label);
   return memory;
 }
 
@@ -160,8 +193,9 @@ void check_gradient_dtype(const Memory& grad, const Label& label, const Memory& 
                          name_of(param.storage) + ", got " + name_of(grad.storage) + "; nothing is converted silently");
 }
 
-void check_state_dtype(const Memory& state, const Label& label, const Memory& param, const Label& param_label) {
-  if (!state_fits(state.storage, param.storage))
+void check_state_dtype(const State& kind, const Memory& state, const Label& label, const Memory& param,
+                       const Label& param_label) {
+  if (!state_fits(kind, state.storage, param.storage))
     throw py::type_error(label + " cannot have dtype " + name_of(state.storage) + " beside " + param_label +
                          ", which is " + name_of(param.storage));
 }
@@ -185,9 +219,7 @@ void check_same_shape(const py::array& array, const Label& label, const py::arra
 
 Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
-void check_state_shape(const py::array& array, const Label& label, const Spec& spec, int state,
-                       const py::array& param) {
-  const Shape shape = state_shape(spec, state, shape_of(param));
+void check_shape(const py::array& array, const Label& label, const Shape& shape) {
   if (shape_of(array) != shape)
     throw py::value_error(label + " must have the shape " + text(py::tuple(py::cast(shape))) + ", got " +
                           shape_text(array));
@@ -241,16 +273,16 @@ void check_params(const Arrays& params, const std::string& noun, const std::vect
 // An array that steps write to, or that they read again and again, as it was when the Plan was made.
 class Target {
  public:
-  Target(py::object object, const Label& label, bool written = true)
-      : memory(written ? check_writeable_memory(object, label) : check_memory(object, label)),
-        written_(written),
+  Target(py::object object, const Label& label, Role role)
+      : memory(check_kept_memory(object, label, role)),
+        role_(role),
         array_(std::move(object)),
         count_(static_cast<int>(array_.ndim())) {
     const int here = std::min(count_, few);
     std::copy(array_.shape(), array_.shape() + here, first_);
     rest_.assign(array_.shape() + here, array_.shape() + count_);
     const PyObject* dtype = py::detail::array_proxy(array_.ptr())->descr;
-    if (storage_of(dtype)) dtype_ = dtype;
+    if (state_storage_of(dtype)) dtype_ = dtype;
   }
 
   const py::array& array() const { return array_; }
@@ -272,8 +304,9 @@ class Target {
 
   // The caller holds the array too, and NumPy can resize, retype or freeze it behind our back.
   void check_unchanged(const Label& label) const {
-    if (resembles(array_, memory.begin, readable | (written_ ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0))) return;
-    const Memory now = written_ ? check_writeable_memory(array_, label) : check_memory(array_, label);
+    const bool written = role_ != Role::gradient;
+    if (resembles(array_, memory.begin, readable | (written ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0))) return;
+    const Memory now = check_kept_memory(array_, label, role_);
     if (!(now == memory && same_shape(static_cast<int>(array_.ndim()), array_.shape())))
       throw py::value_error(label + " was resized, reshaped or retyped after the optimizer was made");
   }
@@ -290,7 +323,7 @@ class Target {
 
   // The shape is kept in place as far as shapes usually go: a step over many arrays reads that of each.
   static constexpr int few = 4;
-  bool written_;
+  Role role_;
   py::array array_;
   int count_;
   py::ssize_t first_[few];
@@ -344,7 +377,7 @@ class Plan {
     if (flush_denormals && !can_flush_denormals())
       throw py::value_error("flush_denormals=True is not supported on this processor by this build");
     for (std::size_t i = 0; i < params.size(); ++i) {
-      Slot slot{Target(params[i], label(0, i)), 0, {}, {}};
+      Slot slot{Target(params[i], label(0, i), Role::param), 0, {}, {}};
       const Memory& param = slot.param.memory;
       const Storage arithmetic = arithmetic_of(param.storage);
       const bool single_precision = arithmetic == Storage::float32;
@@ -366,19 +399,23 @@ class Plan {
       claims_.add(param, label(0, i));
       for (std::size_t k = 0; k < states.size(); ++k) {
         if (arrives_ && static_cast<int>(k) == spec.second_gradient) continue;
-        const bool read_only = k < state_names && is_gradient(spec, static_cast<int>(k));
-        Target state(states[k].at(i), label(2 + k, i), !read_only);
+        const bool is_read = k < state_names && is_gradient(spec, static_cast<int>(k));
+        Target state(states[k].at(i), label(2 + k, i), is_read ? Role::gradient : Role::state);
         if (takes_any_storage())
-          check_state_dtype(state.memory, label(2 + k, i), param, label(0, i));
+          check_state_dtype(k < state_names ? spec.states[k] : State(), state.memory, label(2 + k, i), param,
+                            label(0, i));
         else
           check_same_dtype(state.memory, label(2 + k, i), param, label(0, i));
         if (static_cast<int>(k) == spec.row_state && same_shape(state.array(), slot.param.array(), 1) &&
             state.array().shape(0) > 0)
           slot.rows = state.array().shape(0);
+        else if (is_blocked(state.memory.storage))
+          check_shape(state.array(), label(2 + k, i), {blocks_of(param.size), held_block});
         else if (k >= state_names || spec.row_factor < 0)
           check_same_shape(state.array(), label(2 + k, i), slot.param.array(), label(0, i));
         else
-          check_state_shape(state.array(), label(2 + k, i), spec, static_cast<int>(k), slot.param.array());
+          check_shape(state.array(), label(2 + k, i),
+                      state_shape(spec, static_cast<int>(k), shape_of(slot.param.array())));
         claims_.add(state.memory, label(2 + k, i));
         if (k < state_names) {
           job.buffers.states[k] = state.memory.data();
@@ -402,7 +439,7 @@ class Plan {
   // Raises unless every parameter and state is as it was when the Plan was made.
   void check() const {
     for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].param.check_unchanged(label(0, i));
-    for (const State& state : states_) state.target.check_unchanged(label(state.noun, state.slot));
+    for (const KeptState& state : states_) state.target.check_unchanged(label(state.noun, state.slot));
   }
 
   // Raises unless step() would take these gradients. Returns them in a list, as NumPy arrays where need be.
@@ -441,7 +478,7 @@ class Plan {
   void check_apart(const py::object& array, const std::string& name) const {
     const std::string no_suffix;
     const Label label{name, no_suffix};
-    claims_.check_free(check_memory(array, label), label);
+    claims_.check_free(check_state_memory(array, label), label);
   }
 
   // Without scalars, those of the step before hold on. What raises keeps nothing. `norm` is that of more than these
@@ -560,7 +597,7 @@ class Plan {
     bool is_stored = false;  // whether the parameter or a state is held in other bits than the arithmetic's
   };
 
-  struct State {
+  struct KeptState {
     Target target;
     std::size_t noun, slot;
   };
@@ -758,7 +795,7 @@ class Plan {
   std::string rows_noun_, indices_noun_;
   RowJobs row_jobs_;
   std::vector<Slot> slots_;
-  std::vector<State> states_;
+  std::vector<KeptState> states_;
   std::vector<Job> jobs_;  // one per slot
   Constants float32_, float64_;
   Claims<> claims_;
@@ -857,8 +894,15 @@ Names hyper_names(const Spec& spec) {
 
 Names state_names(const Spec& spec) {
   py::tuple names(state_count(spec));
-  for (std::size_t i = 0; i < names.size(); ++i) names[i] = spec.states[i];
+  for (std::size_t i = 0; i < names.size(); ++i) names[i] = spec.states[i].name;
   return names;
+}
+
+Names unsigned_names(const Spec& spec) {
+  py::list names;
+  for (int k = 0; k < state_count(spec); ++k)
+    if (spec.states[k].never_negative) names.append(spec.states[k].name);
+  return py::tuple(names);
 }
 
 Names factor_names(const Spec& spec) {
@@ -877,7 +921,7 @@ int streams(const Spec& spec) {
 
 int state_named(const Spec& spec, const std::string& state) {
   for (int k = 0; k < state_count(spec); ++k)
-    if (state == spec.states[k]) return k;
+    if (state == spec.states[k].name) return k;
   throw py::key_error(std::string(spec.name) + " has no state " + state);
 }
 
@@ -892,7 +936,7 @@ bool has_state_by_name(const Spec& spec, const std::string& state, std::size_t a
 
 py::typing::Optional<py::str> row_state(const Spec& spec) {
   if (spec.row_state < 0) return py::none();
-  return py::str(spec.states[spec.row_state]);
+  return py::str(spec.states[spec.row_state].name);
 }
 
 py::typing::Dict<py::str, bool> isa_levels() {
@@ -939,6 +983,7 @@ PYBIND11_MODULE(_core, m) {
           "Whether weight decay shrinks the parameter instead of joining the gradient.")
       .def_property_readonly("streams", streams,
                              "How many arrays as large as the parameter a step reads, and writes, taken together.")
+      .def_property_readonly("never_negative", unsigned_names, "The states that are never negative.")
       .def_property_readonly("factors", factor_names, "The states that are factors per row and per column of matrices.")
       .def_property_readonly("any_storage", takes_any_storage,
                              "Whether memory may hold buffers in fewer bits than the arithmetic has.")

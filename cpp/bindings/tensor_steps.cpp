@@ -389,8 +389,9 @@ class TensorSteps {
       const py::handle state = item(optimizer, slot, rule.states[k]);
       const bool held = see(state.ptr(), tensor) && storage_of(tensor) && !is_negated_element(tensor, state);
       const bool any_storage = rule.any_storage && !slot.indices;  // rows are swept as the arithmetic has them
-      const bool fits = held && (any_storage ? state_fits(memory_of(tensor).storage, slot.memory.storage)
-                                             : memory_of(tensor).storage == slot.memory.storage);
+      const bool fits =
+          held && (any_storage ? state_fits(rule.spec.states[k], memory_of(tensor).storage, slot.memory.storage)
+                               : memory_of(tensor).storage == slot.memory.storage);
       if (rule.spec.row_factor >= 0 && axes > 1) {
         const Shape shape = state_shape(rule.spec, static_cast<int>(k), shape_of(its));
         if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))

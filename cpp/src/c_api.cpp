@@ -143,7 +143,7 @@ struct PartName {
   operator std::string() const {
     const std::string array = "arrays[" + std::to_string(place) + "]";
     if (part < 2) return array + (part == 0 ? ".param" : ".grad");
-    return array + ".states[" + std::to_string(part - 2) + "] (" + spec->states[part - 2] + ")";
+    return array + ".states[" + std::to_string(part - 2) + "] (" + spec->states[part - 2].name + ")";
   }
 };
 
@@ -285,7 +285,7 @@ class Call {
                                   " must not be wider than the arithmetic of param, " + "which is " + name_of(param) +
                                   ", got " + name_of(array.storage(1)));
     for (int part = 2; part < parts_; ++part)
-      if (!state_fits(array.storage(part), param))
+      if (!state_fits(spec_.states[part - 2], array.storage(part), param))
         throw std::invalid_argument(std::string(name(array.place, part)) + " cannot be " +
                                     name_of(array.storage(part)) + " beside param, which is " + name_of(param));
   }
@@ -435,7 +435,7 @@ const char* gradstep_hyper_range(const gradstep_rule* rule, std::int32_t i) {
 }
 
 const char* gradstep_state_name(const gradstep_rule* rule, std::int32_t i) {
-  return member(rule, i, elementwise_count, [=](const Spec& spec) { return spec.states[i]; });
+  return member(rule, i, elementwise_count, [=](const Spec& spec) { return spec.states[i].name; });
 }
 
 std::int32_t gradstep_state_is_gradient(const gradstep_rule* rule, std::int32_t i) {

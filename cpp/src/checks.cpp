@@ -53,7 +53,8 @@ int hyper_count(const Spec& spec) {
 }
 
 int state_count(const Spec& spec) {
-  return static_cast<int>(std::find(spec.states, spec.states + max_states, nullptr) - spec.states);
+  return static_cast<int>(std::find_if(spec.states, spec.states + max_states, [](State s) { return !s.name; }) -
+                          spec.states);
 }
 
 int elementwise_count(const Spec& spec) { return spec.row_factor < 0 ? state_count(spec) : spec.row_factor; }
@@ -62,16 +63,25 @@ bool is_gradient(const Spec& spec, int state) { return state + spec.gradients >=
 
 Storage arithmetic_of(Storage param) { return param == Storage::float64 ? Storage::float64 : Storage::float32; }
 
-bool gradient_fits(Storage grad, Storage param) { return grad != Storage::float64 || param == Storage::float64; }
-
-bool state_fits(Storage state, Storage param) {
-  return gradient_fits(state, param) && (param != Storage::float64 || is_wide(state));
+bool gradient_fits(Storage grad, Storage param) {
+  return !is_blocked(grad) && (grad != Storage::float64 || param == Storage::float64);
 }
+
+bool state_fits(const State& state, Storage storage, Storage param) {
+  if (param == Storage::float64) return is_wide(storage);
+  return is_blocked(storage) ? storage == in_8_bits(state) : storage != Storage::float64;
+}
+
+Storage in_8_bits(const State& state) { return state.never_negative ? Storage::uint8 : Storage::int8; }
+
+bool is_blocked(Storage storage) { return storage == Storage::int8 || storage == Storage::uint8; }
+
+std::int64_t blocks_of(std::int64_t size) { return (size + state_block - 1) / state_block; }
 
 bool is_wide(Storage storage) { return storage == Storage::float64 || storage == Storage::float32; }
 
 const char* name_of(Storage storage) {
-  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16"};
+  constexpr const char* names[storage_count] = {"float64", "float32", "bfloat16", "float16", "int8", "uint8"};
   return names[static_cast<int>(storage)];
 }
 

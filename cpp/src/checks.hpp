@@ -21,10 +21,18 @@ int elementwise_count(const Spec& spec);
 bool is_gradient(const Spec& spec, int state);
 
 /// What the arithmetic beside a parameter is, and what may stand there: gradients of no more bits, and states of no
-/// more bits either and of no fewer than those of float32 beside float64.
+/// more bits either and of no fewer than those of float32 beside float64. Those in 8 bits have a sign or not, as the
+/// rule says.
 Storage arithmetic_of(Storage param);
 bool gradient_fits(Storage grad, Storage param);
-bool state_fits(Storage state, Storage param);
+bool state_fits(const State& state, Storage storage, Storage param);
+
+/// What 8 bits are, for a state.
+Storage in_8_bits(const State& state);
+bool is_blocked(Storage storage);
+
+/// How many blocks so many numbers take in 8 bits.
+std::int64_t blocks_of(std::int64_t size);
 
 /// Whether these are numbers that an arithmetic has.
 bool is_wide(Storage storage);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <type_traits>
 
@@ -19,6 +20,7 @@ template <class T>
 struct Prelude {
   T scale, clip, clip_value, coupled, shrink;
   Flag<T> couples;
+  static constexpr T largest = std::numeric_limits<T>::max();
 
   Prelude(const Step& step, Decay decay)
       : scale(T(step.maximize ? -step.grad_scale : step.grad_scale)),
@@ -29,6 +31,14 @@ struct Prelude {
         couples(decay == Decay::coupled && step.weight_decay != 0) {}
 
   T scaled(T g) const { return clip * (scale * g); }
+
+  // Whether there is nothing to do, as in most steps: all multiplications would be by 1.
+  bool idle() const { return scale == 1 && clip == 1 && clip_value > largest && shrink == 1 && !couples; }
+
+  template <bool idle>
+  T apply(T& w, T g) const {
+    return idle ? g : (*this)(w, g);
+  }
 
   T operator()(T& w, T g) const {
     w = shrink * w;
@@ -54,7 +64,7 @@ constexpr int hyper_count() {
 template <class Rule>
 constexpr std::size_t state_count() {
   std::size_t n = 0;
-  while (n < max_states && Rule::spec.states[n]) ++n;
+  while (n < max_states && Rule::spec.states[n].name) ++n;
   return n;
 }
 

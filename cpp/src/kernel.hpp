@@ -14,10 +14,14 @@ constexpr int max_hyper = 8;
 constexpr int max_states = 4;
 
 /// How memory holds the numbers of a buffer. The arithmetic of an array is float64 where its parameter is, else
-/// float32.
-enum class Storage : std::uint8_t { float64, float32, bfloat16, float16 };
-constexpr int storage_count = 4;
-constexpr std::int64_t storage_bytes[storage_count] = {8, 4, 2, 2};
+/// float32. States alone may be in 8 bits: int8, or uint8 where they are never negative.
+enum class Storage : std::uint8_t { float64, float32, bfloat16, float16, int8, uint8 };
+constexpr int storage_count = 6;
+constexpr std::int64_t storage_bytes[storage_count] = {8, 4, 2, 2, 1, 1};
+
+/// Numbers in 8 bits are held in blocks: a byte for the exponent that they share, and one for each of so many. The last
+/// block is as large as the others, and filled up with zeros.
+constexpr std::int64_t state_block = 256, held_block = 1 + state_block;
 
 /// The values that a hyper-parameter may take. Infinity and NaN never belong to them.
 enum class Range { non_negative, positive, below_one, up_to_one, flag, non_positive };
@@ -27,6 +31,15 @@ struct Hyper {
   Range range;
 };
 
+/// A state of a rule. Where it is never negative, 8 bits have no sign.
+struct State {
+  const char* name = nullptr;
+  bool never_negative = false;
+
+  constexpr State() = default;
+  constexpr State(const char* name, bool never_negative = false) : name(name), never_negative(never_negative) {}
+};
+
 /// Coupled weight decay joins the gradient, decoupled weight decay shrinks the parameter. Some rules have it at a place
 /// of their own, and are given it when their scalars are folded.
 enum class Decay { coupled, decoupled, in_rule };
@@ -34,8 +47,8 @@ enum class Decay { coupled, decoupled, in_rule };
 /// What the rest of the program knows of a rule. Every rule's first hyper-parameter is `lr`.
 struct Spec {
   const char* name;
-  Hyper hyper[max_hyper];          // ends at the first without a name
-  const char* states[max_states];  // ends at the first null
+  Hyper hyper[max_hyper];    // ends at the first without a name
+  State states[max_states];  // ends at the first without a name
   Decay decay = Decay::coupled;
   int row_state = -1;        // the state that has a row per sample or batch, of which a step updates one; -1: none
   int row_sum = -1;          // the state that is the sum of those rows; -1: none
@@ -111,8 +124,10 @@ struct Rounding {
 };
 constexpr std::uint32_t weyl_step = 0x9E3779B1;
 
-using SweepPairs = void (*)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t end,
-                            const Rounding&) noexcept;
+/// A sweep over an even number of elements, at most stored_piece, with the chances of their pairs.
+using SweepInPlace = void (*)(const Constants&, const Buffers&, std::int64_t begin, std::int64_t size,
+                              const std::uint16_t* chances) noexcept;
+constexpr std::int64_t stored_piece = 512;
 
 /// A rule compiled for one element type and one level. Where it has trust ratios, `measure` goes over each block of at
 /// most block_size elements first, and brings the states up to date; `trust` makes a ratio of the two norms.
@@ -129,9 +144,8 @@ struct Kernel {
   void (*take_factors)(const Constants&, const Buffers&, std::int64_t matrix, const double* row_sums,
                        std::int64_t tiles_across, double* column_sums, std::int64_t tiles_down,
                        void* row_factors) noexcept = nullptr;
-  // As sweep, from an even place to an even place, where memory holds the states, or everything, as bfloat16, which is
-  // rounded by chance.
-  SweepPairs sweep_bfloat16_states = nullptr, sweep_bfloat16 = nullptr;
+  // As sweep, where memory holds the states, or everything, as bfloat16, which is rounded by chance.
+  SweepInPlace sweep_bfloat16_states = nullptr, sweep_bfloat16 = nullptr;
 };
 
 /// A rule as one level has it.
@@ -153,14 +167,20 @@ constexpr int rows_at_once = 8;
 /// From what memory holds to numbers as the arithmetic has them.
 using Load = void (*)(const void* memory, void* numbers, std::int64_t size) noexcept;
 
-/// And back. `buffer` is 0 for the parameter, then the place of a state: each draws bits of its own.
-using Store = void (*)(const void* numbers, void* memory, std::int64_t size, const Rounding&, int buffer) noexcept;
+/// And back: to the nearest without chances. `buffer` is 0 for the parameter, then the place of a state: each makes
+/// bits of its own of the chances.
+using Store = void (*)(const void* numbers, void* memory, std::int64_t size, const std::uint16_t* chances,
+                       int buffer) noexcept;
 
-/// In the order of Storage; null where the arithmetic does not go with it.
+/// In the order of Storage; null where the arithmetic does not go with it. Of what is in blocks, whole ones are loaded
+/// and stored.
 struct Converters {
   Load load[storage_count];
   Store store[storage_count];
 };
+
+/// The chances of as many pairs.
+using Draw = void (*)(const Rounding&, std::int64_t pairs, std::uint16_t* chances) noexcept;
 
 /// All of one level, the rules in the order of rules.hpp.
 struct Table {
@@ -172,6 +192,7 @@ struct Table {
   AddRows float64_add_rows;
   Converters float32_converters;
   Converters float64_converters;
+  Draw draw;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
   LinearKernels float32_rows[layout_count];
   LinearKernels float64_rows[layout_count];

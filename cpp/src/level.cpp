@@ -33,7 +33,7 @@ GRADSTEP_INLINE decltype(auto) argument(const Prelude<T>& prelude, T& state) {
 // The only loop. The rule is a copy, not a reference, so that the stores cannot alias its constants. `omp simd` states
 // what the bindings have checked: no two buffers overlap. It is inlined, so that each rule, type and level has one
 // function, sweep, that a test of the machine code can find.
-template <bool zero_grad, bool fresh_row, class Rule, class T, std::size_t... I>
+template <bool idle, bool zero_grad, bool fresh_row, class Rule, class T, std::size_t... I>
 GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin, std::int64_t end,
                           std::index_sequence<I...>) {
   T* const w = static_cast<T*>(buffers.param);
@@ -42,7 +42,7 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, 
 #pragma omp simd
   for (std::int64_t i = begin; i < end; ++i) {
     T value = w[i];
-    const T gradient = folded.prelude(value, g[i]);
+    const T gradient = folded.prelude.template apply<idle>(value, g[i]);
     if constexpr (fresh_row) states[Rule::spec.row_state][i] = 0;
     folded.rule(value, gradient, argument<Rule, I>(folded.prelude, states[I][i])...);
     w[i] = value;
@@ -50,43 +50,75 @@ GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, 
   }
 }
 
-// One element of a pair.
-template <class Rule, class... States>
-GRADSTEP_INLINE void update(const Folded<Rule, float>& folded, float& w, float g, States&... states) {
-  const float gradient = folded.prelude(w, g);
-  folded.rule(w, gradient, states...);
-}
-
-template <class Numbers, class Rule, std::size_t... I, class... Pairs>
-GRADSTEP_INLINE void update_pair(const Folded<Rule, float>& folded, const Buffers& buffers, std::int64_t i,
-                                 std::uint32_t chance, Pair w, Pair g, std::index_sequence<I...>, Pairs... states) {
-  update(folded, w.first, g.first, states.first...);
-  update(folded, w.second, g.second, states.second...);
-  Numbers::store(buffers.param, i, w, own_chance[0] * chance);
-  (BFloat16Pairs::store(buffers.states[I], i, states, own_chance[1 + I] * chance), ...);
-}
-
-// The loop for the storages that memory gains most by: two elements at once, `Numbers` being those of the parameter and
-// of the gradient. Other storages go through float32, piece by piece (stored.cpp), and to the same bits.
-template <class Numbers, class Rule, std::size_t... I>
-GRADSTEP_INLINE void loop_over_pairs(const Folded<Rule, float> folded, const Buffers buffers, std::int64_t begin,
-                                     std::int64_t end, const Rounding& rounding, std::index_sequence<I...> states) {
-  std::uint32_t weyl = rounding.weyl;
-  const std::uint32_t key = rounding.key;
-#pragma omp simd linear(weyl : weyl_step)
-  for (std::int64_t i = begin / 2; i < end / 2; ++i) {
-    const std::uint32_t chance = mixed(weyl, key);
-    weyl += weyl_step;
-    update_pair<Numbers>(folded, buffers, i, chance, Numbers::load(buffers.param, i), Numbers::load(buffers.grad, i),
-                         states, BFloat16Pairs::load(buffers.states[I], i)...);
+// The loops for the storages that memory gains most by. Other ones go through float32 (stored.cpp), and to the same
+// bits. Beside parameters in float32, element by element:
+template <bool idle, class Rule, std::size_t... I>
+GRADSTEP_INLINE void loop_in_place(const Folded<Rule, float> folded, const Buffers& buffers, std::int64_t begin,
+                                   std::int64_t size, const std::uint16_t* const (&chances)[sizeof...(I)],
+                                   std::index_sequence<I...>) {
+  float* const w = static_cast<float*>(buffers.param) + begin;
+  const float* const g = static_cast<const float*>(buffers.grad) + begin;
+  std::uint16_t* const states[] = {static_cast<std::uint16_t*>(buffers.states[I]) + begin...};
+#pragma omp simd
+  for (std::int64_t i = 0; i < size; ++i) {
+    const auto update = [&](auto... numbers) {
+      float value = w[i];
+      const float gradient = folded.prelude.template apply<idle>(value, g[i]);
+      folded.rule(value, gradient, numbers...);
+      w[i] = value;
+      ((states[I][i] = BFloat16::stochastic(numbers, chances[I][i])), ...);
+    };
+    update(BFloat16::load(states[I][i])...);
   }
 }
 
-template <class Numbers, class Rule>
-GRADSTEP_NOINLINE void sweep_pairs(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                                   std::int64_t end, const Rounding& rounding) noexcept {
-  loop_over_pairs<Numbers, Rule>(unfold<Rule, float>(constants), buffers, begin, end, rounding,
-                                 std::make_index_sequence<state_count<Rule>()>());
+// Where all is bfloat16, two elements at once: a word of 32 bits has both, and nothing has to change its lane.
+template <bool idle, class Rule, std::size_t... I>
+GRADSTEP_INLINE void loop_over_pairs(const Folded<Rule, float> folded, const Buffers& buffers, std::int64_t begin,
+                                     std::int64_t size, const std::uint16_t* chances, std::index_sequence<I...>) {
+  const auto at = [=](void* memory) { return static_cast<std::uint16_t*>(memory) + begin; };
+  std::uint16_t *const w = at(buffers.param), *const g = at(buffers.grad);
+  [[maybe_unused]] std::uint16_t* const states[] = {at(buffers.states[I])..., nullptr};
+#pragma omp simd
+  for (std::int64_t i = 0; i < size / 2; ++i) {
+    const auto element = [&](float& value, float g, auto&... numbers) {
+      const float gradient = folded.prelude.template apply<idle>(value, g);
+      folded.rule(value, gradient, numbers...);
+    };
+    const auto update = [&](Pair w_pair, Pair g_pair, auto... pairs) {
+      element(w_pair.first, g_pair.first, pairs.first...);
+      element(w_pair.second, g_pair.second, pairs.second...);
+      store_pair(w + 2 * i, w_pair, own_chance[0] * pair_at(chances, i));
+      (store_pair(states[I] + 2 * i, pairs, own_chance[1 + I] * pair_at(chances, i)), ...);
+    };
+    update(load_pair(w + 2 * i), load_pair(g + 2 * i), load_pair(states[I] + 2 * i)...);
+  }
+}
+
+// Of an even number of elements.
+template <class Rule>
+GRADSTEP_NOINLINE void sweep_bfloat16(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                      std::int64_t size, const std::uint16_t* chances) noexcept {
+  const Folded<Rule, float> folded = unfold<Rule, float>(constants);
+  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
+  if (folded.prelude.idle())
+    loop_over_pairs<true, Rule>(folded, buffers, begin, size, chances, states);
+  else
+    loop_over_pairs<false, Rule>(folded, buffers, begin, size, chances, states);
+}
+
+template <class Rule>
+GRADSTEP_NOINLINE void sweep_bfloat16_states(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                             std::int64_t size, const std::uint16_t* chances) noexcept {
+  const Folded<Rule, float> folded = unfold<Rule, float>(constants);
+  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
+  alignas(64) std::uint16_t own[states.size()][stored_piece];
+  const std::uint16_t* halves[states.size()];
+  for (std::size_t k = 0; k < states.size(); ++k) halves[k] = halves_of(chances, size, own_chance[1 + k], own[k]);
+  if (folded.prelude.idle())
+    loop_in_place<true, Rule>(folded, buffers, begin, size, halves, states);
+  else
+    loop_in_place<false, Rule>(folded, buffers, begin, size, halves, states);
 }
 
 template <class Rule, class T>
@@ -107,16 +139,18 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
   if constexpr (Rule::spec.row_state >= 0) {
     if (folded.fresh_row) {
       if (folded.zero_grad)
-        loop<true, true, Rule, T>(folded, buffers, begin, end, states);
+        loop<false, true, true, Rule, T>(folded, buffers, begin, end, states);
       else
-        loop<false, true, Rule, T>(folded, buffers, begin, end, states);
+        loop<false, false, true, Rule, T>(folded, buffers, begin, end, states);
       return;
     }
   }
   if (folded.zero_grad)
-    loop<true, false, Rule, T>(folded, buffers, begin, end, states);
+    loop<false, true, false, Rule, T>(folded, buffers, begin, end, states);
+  else if (folded.prelude.idle())
+    loop<true, false, false, Rule, T>(folded, buffers, begin, end, states);
   else
-    loop<false, false, Rule, T>(folded, buffers, begin, end, states);
+    loop<false, false, false, Rule, T>(folded, buffers, begin, end, states);
 }
 
 template <class T>
@@ -229,8 +263,8 @@ constexpr Kernel kernel() {
   else {
     Kernel kernel{fold<Rule, T>, sweep<Rule, T>};
     if constexpr (std::is_same_v<T, float> && takes_any_storage(Rule::spec)) {
-      kernel.sweep_bfloat16 = sweep_pairs<BFloat16Pairs, Rule>;
-      if (state_count<Rule>() > 0) kernel.sweep_bfloat16_states = sweep_pairs<Float32Pairs, Rule>;
+      kernel.sweep_bfloat16 = sweep_bfloat16<Rule>;
+      if constexpr (state_count<Rule>() > 0) kernel.sweep_bfloat16_states = sweep_bfloat16_states<Rule>;
     }
     return kernel;
   }
@@ -249,6 +283,7 @@ const Table& table_of(List<Rules...>, std::index_sequence<N...>) {
       add_rows<double>,
       float32_converters,
       float64_converters,
+      draw,
       {streams_kernel<float>(std::make_index_sequence<N>())...},
       {dense_kernels<float>(), sparse_kernels<float, std::int32_t>(), sparse_kernels<float, std::int64_t>()},
       {dense_kernels<double>(), sparse_kernels<double, std::int32_t>(), sparse_kernels<double, std::int64_t>()}};

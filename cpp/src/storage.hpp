@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "compiler.hpp"
 #include "kernel.hpp"
@@ -30,8 +31,9 @@ struct BFloat16 {
   // A NaN whose lower half overflowed would become another number. Asked of the bits, because a rule may have asked
   // whether x == x, as sign() does, and GCC then makes branches of the two.
   static std::uint32_t bits_to_round(float x) {
-    const std::uint32_t bits = bits_of(x);
-    return (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC00000 : bits;
+    const std::uint32_t bits = bits_of(x), minus = 0x80000000, most = 0x7FFF0000;
+    const auto positive = static_cast<std::int32_t>(bits) < static_cast<std::int32_t>(most) ? bits : most;
+    return positive < (minus | most) ? positive : minus | most;
   }
 };
 
@@ -83,7 +85,7 @@ GRADSTEP_INLINE std::uint32_t mixed(std::uint32_t weyl, std::uint32_t key) {
 // What each buffer multiplies those bits by, so that its numbers are rounded by chances of their own.
 constexpr std::uint32_t own_chance[1 + max_states] = {0x85EBCA6B, 1, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1};
 
-// Two neighbours, as memory holds them: where a word of 32 bits is two numbers, nothing has to change its lane.
+// Two neighbours, of which the lower half of a word is the first.
 #ifdef __BYTE_ORDER__
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half of a word is the first number");
 #endif
@@ -91,33 +93,37 @@ struct Pair {
   float first, second;
 };
 
-struct Float32Pairs {
-  static Pair load(const void* memory, std::int64_t i) {
-    const float* const numbers = static_cast<const float*>(memory);
-    return {numbers[2 * i], numbers[2 * i + 1]};
-  }
+GRADSTEP_INLINE Pair load_pair(const std::uint16_t* memory) {
+  std::uint32_t word;
+  std::memcpy(&word, memory, sizeof word);
+  return {of_bits(word << 16), of_bits(word & 0xFFFF0000)};
+}
 
-  static void store(void* memory, std::int64_t i, Pair pair, std::uint32_t) {
-    float* const numbers = static_cast<float*>(memory);
-    numbers[2 * i] = pair.first;
-    numbers[2 * i + 1] = pair.second;
-  }
-};
+GRADSTEP_INLINE void store_pair(std::uint16_t* memory, Pair pair, std::uint32_t chance) {
+  const std::uint32_t first = BFloat16::bits_to_round(pair.first) + (chance & 0xFFFF),
+                      second = BFloat16::bits_to_round(pair.second) + (chance >> 16),
+                      word = (first >> 16) | (second & 0xFFFF0000);
+  std::memcpy(memory, &word, sizeof word);
+}
 
-struct BFloat16Pairs {
-  static Pair load(const void* memory, std::int64_t i) {
-    std::uint32_t word;
-    std::memcpy(&word, static_cast<const char*>(memory) + 4 * i, sizeof word);
-    return {of_bits(word << 16), of_bits(word & 0xFFFF0000)};
-  }
+// The 32 bits of chance that a pair shares.
+GRADSTEP_INLINE std::uint32_t pair_at(const std::uint16_t* chances, std::int64_t i) {
+  std::uint32_t chance;
+  std::memcpy(&chance, chances + 2 * i, sizeof chance);
+  return chance;
+}
 
-  static void store(void* memory, std::int64_t i, Pair pair, std::uint32_t chance) {
-    const std::uint32_t first = BFloat16::bits_to_round(pair.first) + (chance & 0xFFFF),
-                        second = BFloat16::bits_to_round(pair.second) + (chance >> 16),
-                        word = (first >> 16) | (second & 0xFFFF0000);
-    std::memcpy(static_cast<char*>(memory) + 4 * i, &word, sizeof word);
+// The chances of a buffer, 16 bits for each element.
+GRADSTEP_INLINE const std::uint16_t* halves_of(const std::uint16_t* chances, std::int64_t size, std::uint32_t own,
+                                               std::uint16_t* halves) {
+  if (own == 1) return chances;
+#pragma omp simd
+  for (std::int64_t i = 0; i < (size + 1) / 2; ++i) {
+    const std::uint32_t chance = own * pair_at(chances, i);
+    std::memcpy(halves + 2 * i, &chance, sizeof chance);
   }
-};
+  return halves;
+}
 
 template <class Number, class T>
 void widen(const void* memory, void* numbers, std::int64_t size) noexcept {
@@ -128,7 +134,7 @@ void widen(const void* memory, void* numbers, std::int64_t size) noexcept {
 }
 
 template <class Number, class T>
-void narrow(const void* numbers, void* memory, std::int64_t size, const Rounding&, int) noexcept {
+void narrow(const void* numbers, void* memory, std::int64_t size, const std::uint16_t*, int) noexcept {
   widen<T, Number>(numbers, memory, size);
 }
 
@@ -140,29 +146,188 @@ void load(const void* memory, void* numbers, std::int64_t size) noexcept {
   for (std::int64_t i = 0; i < size; ++i) to[i] = static_cast<T>(Format::load(from[i]));
 }
 
+// Draws chances for as many pairs.
+void draw(const Rounding& rounding, std::int64_t pairs, std::uint16_t* chances) noexcept {
+  const std::uint32_t key = rounding.key;
+  std::uint32_t weyl = rounding.weyl;
+#pragma omp simd linear(weyl : weyl_step)
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const std::uint32_t chance = mixed(weyl, key);
+    std::memcpy(chances + 2 * i, &chance, sizeof chance);
+    weyl += weyl_step;
+  }
+}
+
 template <class Format>
-void store(const void* numbers, void* memory, std::int64_t size, const Rounding& rounding, int buffer) noexcept {
+void store(const void* numbers, void* memory, std::int64_t size, const std::uint16_t* chances, int buffer) noexcept {
   const float* const from = static_cast<const float*>(numbers);
   auto* const to = static_cast<std::uint16_t*>(memory);
-  if (!rounding.stochastic) {
+  if (!chances) {
 #pragma omp simd
     for (std::int64_t i = 0; i < size; ++i) to[i] = Format::nearest(from[i]);
     return;
   }
-  const std::uint32_t key = rounding.key, own = own_chance[buffer];
-  std::uint32_t weyl = rounding.weyl;
-#pragma omp simd linear(weyl : weyl_step)
-  for (std::int64_t i = 0; i < size / 2; ++i) {
-    const std::uint32_t chance = own * mixed(weyl, key);
-    weyl += weyl_step;
-    to[2 * i] = Format::stochastic(from[2 * i], chance & 0xFFFF);
-    to[2 * i + 1] = Format::stochastic(from[2 * i + 1], chance >> 16);
-  }
-  if (size % 2 == 1) to[size - 1] = Format::stochastic(from[size - 1], own * mixed(weyl, key) & 0xFFFF);
+  alignas(64) std::uint16_t room[stored_piece];
+  const std::uint16_t* const halves = halves_of(chances, size, own_chance[buffer], room);
+#pragma omp simd
+  for (std::int64_t i = 0; i < size; ++i) to[i] = Format::stochastic(from[i], halves[i]);
 }
 
-constexpr Converters float32_converters{{nullptr, nullptr, load<BFloat16, float>, load<Float16, float>},
-                                        {nullptr, nullptr, store<BFloat16>, store<Float16>}};
+// Eight bits: a number of a block is a power of two, a mantissa of 3 bits, and a sign if it can have one. What the
+// block shares brings the largest number to the largest power. Adding 2 to the size then brings small numbers to an
+// even distance and 0 to the code 0, and the sum has the code in the middle of its bits.
+template <bool has_sign>
+struct Block {
+  static constexpr std::uint32_t mask = has_sign ? 0x7F : 0xFF;  // of a code without its sign
+  static constexpr std::uint32_t nan = mask, infinity = mask - 1;
+  static constexpr int powers = has_sign ? 15 : 31;
+  static constexpr std::uint32_t least = 37;  // so that no number is denormal
+
+  // What a block begins with: the biased exponent of its largest number, made odd; then even again, unless a number is
+  // not finite.
+  static std::uint32_t exponent(std::uint32_t held) { return (held | 1) < least ? least : held | 1; }
+  static float widest(std::uint32_t exponent) { return of_bits((exponent - powers) << 23); }
+  static float narrowest(std::uint32_t exponent) { return of_bits((254 + powers - exponent) << 23); }
+};
+
+constexpr std::uint32_t two = 0x40000000;  // the bits of 2.0, above
+constexpr int below_code = 20;             // so many bits
+
+constexpr bool is_finite(std::uint32_t size) { return size < 0x7F800000; }
+constexpr bool is_nan(std::uint32_t size) { return size > 0x7F800000; }
+
+template <int left>
+GRADSTEP_INLINE std::uint32_t shifted(std::uint32_t bits) {
+  if constexpr (left >= 0)
+    return bits << left;
+  else
+    return bits >> -left;
+}
+
+// The numbers of a block lie in four quarters, and a word of 32 bits has one of each: nothing has to change its lane.
+// Those of the first two share 32 bits of chance, and so do those of the other two.
+constexpr int quarter = state_block / 4;
+
+template <bool has_sign, bool all_finite, int k>
+GRADSTEP_INLINE float number_of(std::uint32_t word, float scale) {
+  using Block = Block<has_sign>;
+  const std::uint32_t sum = (shifted<below_code - 8 * k>(word) & (Block::mask << below_code)) | two;
+  const float number = (of_bits(sum) - 2) * scale;
+  std::uint32_t bits = bits_of(number);
+  if constexpr (!all_finite) {
+    const std::uint32_t code = word >> (8 * k) & Block::mask;
+    bits = code < Block::infinity ? bits : code == Block::nan ? 0x7FC00000 : 0x7F800000;
+  }
+  if constexpr (has_sign) bits |= shifted<24 - 8 * k>(word) & 0x80000000;
+  return of_bits(bits);
+}
+
+template <bool has_sign, bool all_finite, int... k>
+GRADSTEP_INLINE void load_block(const unsigned char* codes, float* numbers, float scale,
+                                std::integer_sequence<int, k...>) {
+#pragma omp simd
+  for (int i = 0; i < quarter; ++i) {
+    std::uint32_t word;
+    std::memcpy(&word, codes + 4 * i, sizeof word);
+    ((numbers[k * quarter + i] = number_of<has_sign, all_finite, k>(word, scale)), ...);
+  }
+}
+
+template <bool has_sign>
+void load_blocks(const void* memory, void* numbers, std::int64_t size) noexcept {
+  constexpr auto quarters = std::make_integer_sequence<int, 4>();
+  const auto* held = static_cast<const unsigned char*>(memory);
+  auto* to = static_cast<float*>(numbers);
+  for (; size > 0; size -= state_block, held += held_block, to += state_block) {
+    const float scale = Block<has_sign>::widest(Block<has_sign>::exponent(*held));
+    if (*held & 1)
+      load_block<has_sign, false>(held + 1, to, scale, quarters);
+    else
+      load_block<has_sign, true>(held + 1, to, scale, quarters);
+  }
+}
+
+// A number's part of the word.
+template <bool has_sign, bool all_finite, int k>
+GRADSTEP_INLINE std::uint32_t part_of_word(float x, float scale, const std::uint16_t* chances, std::uint32_t own) {
+  using Block = Block<has_sign>;
+  const std::uint32_t bits = bits_of(x), size = bits & 0x7FFFFFFF;
+  const std::uint32_t known = all_finite || is_finite(size) ? size : 0;
+  std::uint32_t sum = bits_of(of_bits(known) * scale + 2);
+  if constexpr (!has_sign) {  // a root of 0 would be divided by
+    const std::uint32_t some = two + (1u << below_code), raised = sum < some ? some : sum;
+    sum = known == 0 ? sum : raised;
+  }
+  if (chances) {
+    const std::uint32_t chance = own * pair_at(chances, k / 2 * quarter);
+    sum += k % 2 == 0 ? chance & ((1u << below_code) - 1) : chance >> (32 - below_code);
+  } else {
+    sum += (1u << (below_code - 1)) - 1 + (sum >> below_code & 1);
+  }
+  std::uint32_t part = shifted<8 * k - below_code>(sum) & (Block::mask << (8 * k));
+  if constexpr (!all_finite) part = is_finite(size) ? part : (is_nan(size) ? Block::nan : Block::infinity) << (8 * k);
+  if constexpr (has_sign) {
+    const std::uint32_t minus = shifted<8 * k - 24>(bits) & (0x80u << (8 * k));
+    part |= all_finite || !is_nan(size) ? minus : 0;
+  }
+  return part;
+}
+
+template <bool has_sign, bool all_finite, bool by_chance, int... k>
+GRADSTEP_INLINE void store_block(const float* numbers, unsigned char* codes, float scale, const std::uint16_t* chances,
+                                 std::uint32_t own, std::integer_sequence<int, k...>) {
+#pragma omp simd
+  for (int i = 0; i < quarter; ++i) {
+    const std::uint32_t word = (part_of_word<has_sign, all_finite, k>(numbers[k * quarter + i], scale,
+                                                                      by_chance ? chances + 2 * i : nullptr, own) |
+                                ...);
+    std::memcpy(codes + 4 * i, &word, sizeof word);
+  }
+}
+
+// The largest size, or the largest of those that are finite.
+template <bool all_finite>
+GRADSTEP_INLINE std::uint32_t largest_of(const float* numbers) {
+  std::uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int i = 0; i < state_block; ++i) {
+    const std::uint32_t size = bits_of(numbers[i]) & 0x7FFFFFFF, counted = all_finite || is_finite(size) ? size : 0;
+    largest = largest < counted ? counted : largest;
+  }
+  return largest;
+}
+
+template <bool has_sign, bool all_finite>
+GRADSTEP_INLINE void store_one(const float* numbers, unsigned char* held, std::uint32_t largest,
+                               const std::uint16_t* chances, std::uint32_t own) {
+  constexpr auto quarters = std::make_integer_sequence<int, 4>();
+  const std::uint32_t exponent = Block<has_sign>::exponent(largest >> 23);
+  const float scale = Block<has_sign>::narrowest(exponent);
+  *held = static_cast<unsigned char>(all_finite ? exponent - 1 : exponent);
+  if (chances)
+    store_block<has_sign, all_finite, true>(numbers, held + 1, scale, chances, own, quarters);
+  else
+    store_block<has_sign, all_finite, false>(numbers, held + 1, scale, chances, own, quarters);
+}
+
+template <bool has_sign>
+void store_blocks(const void* numbers, void* memory, std::int64_t size, const std::uint16_t* chances,
+                  int buffer) noexcept {
+  const auto* from = static_cast<const float*>(numbers);
+  auto* held = static_cast<unsigned char*>(memory);
+  for (; size > 0; size -= state_block, held += held_block, from += state_block) {
+    const std::uint32_t largest = largest_of<true>(from);
+    if (is_finite(largest))
+      store_one<has_sign, true>(from, held, largest, chances, own_chance[buffer]);
+    else
+      store_one<has_sign, false>(from, held, largest_of<false>(from), chances, own_chance[buffer]);
+    if (chances) chances += state_block;
+  }
+}
+
+constexpr Converters float32_converters{
+    {nullptr, nullptr, load<BFloat16, float>, load<Float16, float>, load_blocks<true>, load_blocks<false>},
+    {nullptr, nullptr, store<BFloat16>, store<Float16>, store_blocks<true>, store_blocks<false>}};
 constexpr Converters float64_converters{{nullptr, widen<float, double>, load<BFloat16, double>, load<Float16, double>},
                                         {nullptr, narrow<float, double>, nullptr, nullptr}};
 

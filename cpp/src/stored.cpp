@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "checks.hpp"
+#include "math.hpp"
 #include "threads.hpp"
 
 namespace gradstep {
@@ -22,7 +24,9 @@ std::uint64_t mixed(std::uint64_t x, std::uint64_t y) { return mixed(mixed(x) + 
 Storage arithmetic_of(const Job& job) { return job.item_size == 4 ? Storage::float32 : Storage::float64; }
 
 char* at(void* memory, Storage storage, std::int64_t element) {
-  return static_cast<char*>(memory) + element * storage_bytes[static_cast<int>(storage)];
+  const std::int64_t bytes =
+      is_blocked(storage) ? element / state_block * held_block : element * storage_bytes[static_cast<int>(storage)];
+  return static_cast<char*>(memory) + bytes;
 }
 
 // For the pairs from `begin` on, up to where 2^32 of them begin anew.
@@ -40,7 +44,7 @@ void clear_gradients(const Job& job, std::int64_t begin, std::int64_t size) {
 }
 
 // The sweep of all buffers as memory holds them, if the kernel has it.
-SweepPairs sweep_in_place(const Job& job) {
+SweepInPlace sweep_in_place(const Job& job) {
   const Stored& stored = *job.stored;
   if (!stored.stochastic || stored.param != stored.grad) return nullptr;
   for (int k = 0; k < max_states && job.buffers.states[k]; ++k)
@@ -49,16 +53,13 @@ SweepPairs sweep_in_place(const Job& job) {
   return stored.param == Storage::float32 ? job.kernel->sweep_bfloat16_states : nullptr;
 }
 
-// Not so much at once that gradients have left the caches when they are cleared.
-constexpr std::int64_t at_once = 16384;
-static_assert(at_once % stored_piece == 0 && (std::int64_t{1} << 33) % at_once == 0);
-
 }  // namespace
 
 void hold_as(Job& job, Stored& stored, Storage grad, const Table& table, const RoundingOptions& rounding,
              std::int64_t t, std::int64_t array, bool zero_grad) {
   stored.grad = grad;
   stored.converters = job.item_size == 4 ? &table.float32_converters : &table.float64_converters;
+  stored.draw = table.draw;
   stored.stochastic = rounding.stochastic;
   stored.zero_grad = zero_grad;
   stored.chance =
@@ -78,16 +79,10 @@ const void* gradients_of(const Job& job, std::int64_t begin, std::int64_t size, 
 void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr int most = 2 + max_states;
   alignas(64) char room[most][stored_piece * sizeof(double)];
+  alignas(64) std::uint16_t chances[stored_piece];
   const Stored& stored = *job.stored;
   const Storage arithmetic = arithmetic_of(job);
-  if (const SweepPairs sweep = sweep_in_place(job)) {
-    for (const std::int64_t last = end / 2 * 2; begin < last;) {
-      const std::int64_t next = std::min(begin + at_once - (stored.first + begin) % at_once, last);
-      sweep(*job.constants, job.buffers, begin, next, rounding_at(stored, begin));
-      if (stored.zero_grad) clear_gradients(job, begin, next - begin);
-      begin = next;
-    }
-  }
+  const SweepInPlace in_place = sweep_in_place(job);
 
   // The parameter and the states; the gradient is not put back.
   Buffers pieces = job.buffers;
@@ -103,11 +98,18 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
 
   for (; begin < end; begin += stored_piece) {
     const std::int64_t size = std::min(stored_piece, end - begin);
-    const Rounding rounding = rounding_at(stored, begin);
+    if (stored.stochastic) stored.draw(rounding_at(stored, begin), round_up(size, state_block) / 2, chances);
+    if (in_place && size % 2 == 0) {
+      in_place(*job.constants, job.buffers, begin, size, chances);
+      if (stored.zero_grad) clear_gradients(job, begin, size);
+      continue;
+    }
     for (int k = 0; k < count; ++k) {
       *places[k] = at(memory[k], storages[k], begin);
       if (storages[k] == arithmetic) continue;
       stored.converters->load[static_cast<int>(storages[k])](*places[k], room[k], size);
+      if (is_blocked(storages[k]))  // what fills up the last block
+        std::memset(room[k] + size * 4, 0, static_cast<std::size_t>(round_up(size, state_block) - size) * 4);
       *places[k] = room[k];
     }
     pieces.grad = const_cast<void*>(gradients_of(job, begin, size, room[count]));
@@ -115,7 +117,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
     for (int k = 0; k < count; ++k)
       if (storages[k] != arithmetic)
         stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
-                                                                rounding, k);
+                                                                stored.stochastic ? chances : nullptr, k);
     if (stored.zero_grad && stored.grad != arithmetic) clear_gradients(job, begin, size);
   }
 }

@@ -11,6 +11,7 @@ struct Job;
 struct Stored {
   Storage param, grad, states[max_states];
   const Converters* converters;  // of the arithmetic, at the level in use
+  Draw draw;                     // of that level
   bool stochastic, zero_grad;
   std::uint64_t chance;  // of the seed, the step and the array
   std::int64_t first;    // the place of the first element in the whole array, where this is a part of one
@@ -32,7 +33,6 @@ void hold_as(Job& job, Stored& stored, Storage grad, const Table& table, const R
 /// Sweeps a range piece by piece: brings it to where the arithmetic can have it, lets the kernel sweep it there, and
 /// puts back what was updated. Neither the rule nor its kernel knows. `begin` and Stored::first are multiples of
 /// stored_piece.
-constexpr std::int64_t stored_piece = 512;
 void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end);
 
 /// The gradients of at most block_size elements from `begin` on, in `room` where they have to be brought there.

@@ -608,8 +608,10 @@ def _mixed(x: int, y: int) -> int:
     return x
 
 
-def chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0) -> Array:
-    """16 bits of chance for each element of a buffer, in one step: two elements share 32 bits.
+def chance(
+    seed: int, t: int, array: int, buffer: int, size: int, first: int = 0, bits: int = 16
+) -> Array:
+    """Some bits of chance for each element of a buffer, in one step: two elements share 32 bits.
 
     `first` is the place of the first element in its array, an even number.
     """
@@ -623,7 +625,7 @@ def chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0
     x *= np.uint32(0x7FEB352D)
     x ^= x >> 15
     x *= np.uint32(OWN_CHANCE[buffer])
-    return np.stack([x & 0xFFFF, x >> 16], axis=1).ravel()[:size]
+    return np.stack([x & (2**bits - 1), x >> (32 - bits)], axis=1).ravel()[:size]
 
 
 def rounded(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Array:
@@ -657,6 +659,102 @@ def rounded(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Arra
                         (sign | halves).astype(np.uint16).view(dtype))  # fmt: skip
 
 
+#: Of states in 8 bits so many share an exponent, a byte in front of them.
+STATE_BLOCK = 256
+#: A number of them is a power of two, from 0 to `TOP`, with 3 bits of mantissa; int8 has a sign.
+TOP = {"int8": 15, "uint8": 31}
+#: The least exponent of a block, biased as float32's: no number is denormal then.
+LEAST_EXPONENT = 37
+
+
+def blocks_shape(size: int) -> tuple[int, int]:
+    """The shape of so many numbers in 8 bits."""
+    return -(-size // STATE_BLOCK), 1 + STATE_BLOCK
+
+
+def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Array:
+    """float32 numbers in 8 bits: int8, or uint8 where they are never negative.
+
+    ```
+    x = sign (2^p (1 + k / 8) - 1) 2^(E + 1 - TOP)      0 <= p <= TOP, 0 <= k < 8
+    ```
+
+    `E` is the exponent of the largest number of a block, and odd. A number that is not 0 does not
+    become 0 in uint8, because roots of such states are divided by. NaN and infinity are the two
+    last codes, of blocks whose first byte is odd.
+
+    Args:
+        x: the numbers.
+        dtype: int8 or uint8.
+        chance: to round by, 20 bits for each number of a block, as `block_chance` has it; None
+            (default) for the nearest.
+
+    Returns:
+        An array of shape `blocks_shape(x.size)`. After its first byte, a block has the number
+        `64 k + i` at place `4 i + k`. The last block is filled up with 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.reference import from_blocks, to_blocks
+        >>> x = np.array([1.0, -0.3, 1e-3, 0.0], np.float32)
+        >>> held = to_blocks(x, np.dtype(np.int8))
+        >>> held.shape
+        (1, 257)
+        >>> from_blocks(held, 4)
+        array([ 1.0000000e+00, -3.1250000e-01,  1.0070801e-03,  0.0000000e+00],
+              dtype=float32)
+    """
+    blocks, _ = blocks_shape(x.size)
+    numbers = np.zeros((blocks, STATE_BLOCK), np.float32)
+    numbers.ravel()[: x.size] = x.ravel()
+    bits = numbers.view(np.uint32)
+    size = bits & 0x7FFFFFFF
+    infinite, nan = size == 0x7F800000, size > 0x7F800000
+    size[infinite | nan] = 0
+    largest = size.max(axis=1, keepdims=True) >> 23
+    exponent = np.maximum(largest | 1, LEAST_EXPONENT).astype(np.uint32)
+    scale = ((254 + TOP[dtype.name] - exponent) << 23).view(np.float32)
+    last = 127 if dtype.name == "int8" else 255
+    with np.errstate(under="ignore"):
+        total = (size.view(np.float32) * scale + np.float32(2)).view(np.uint32)
+    half = 0x7FFFF + (total >> 20 & 1) if chance is None else chance.astype(np.uint32)
+    code = (total + half) >> 20 & last
+    if dtype.name == "uint8":
+        code = np.maximum(code, size > 0)
+    code = np.where(nan, last, np.where(infinite, last - 1, code))
+    if dtype.name == "int8":
+        code |= np.where(nan, 0, bits >> 24 & 0x80)
+    held = np.empty(blocks_shape(x.size), np.uint8)
+    special = (infinite | nan).any(axis=1)
+    held[:, 0] = np.where(special, exponent[:, 0], exponent[:, 0] - 1)
+    held[:, 1:] = code.reshape(blocks, 4, -1).transpose(0, 2, 1).reshape(blocks, -1)
+    return held.view(dtype)
+
+
+def from_blocks(held: Array, size: int) -> Array:
+    """The float32 numbers that `to_blocks` made 8 bits of; `size` is how many."""
+    last, top = (127 if held.dtype.name == "int8" else 255), TOP[held.dtype.name]
+    blocks, code = len(held), held.view(np.uint8)[:, 1:].astype(np.uint32)
+    exponent = np.maximum(held.view(np.uint8)[:, :1].astype(np.uint32) | 1, LEAST_EXPONENT)
+    magnitude = code & last
+    scale = ((exponent - top) << 23).view(np.float32)
+    with np.errstate(over="ignore"):
+        x = (((magnitude << 20) + 0x40000000).view(np.float32) - np.float32(2)) * scale
+    special = held.view(np.uint8)[:, :1] & 1 == 1
+    x = np.where(special & (magnitude == last - 1), np.float32(np.inf), x)
+    x = np.where(special & (magnitude == last), np.float32(np.nan), x)
+    x = np.where(code > last, -x, x)
+    return x.reshape(blocks, -1, 4).transpose(0, 2, 1).ravel()[:size]
+
+
+def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0) -> Array:
+    """The `chance` of `to_blocks`, where `first` is a multiple of its blocks."""
+    blocks, _ = blocks_shape(size)
+    drawn = chance(seed, t, array, buffer, blocks * STATE_BLOCK, first, bits=20)
+    # Two numbers that share their bits lie a quarter of a block apart.
+    return drawn.reshape(blocks, 2, -1, 2).transpose(0, 1, 3, 2).reshape(blocks, -1)
+
+
 def stored_step(
     rule: str,
     w: Array,
@@ -682,11 +780,19 @@ def stored_step(
         array([ 0.5,  0. , -0.5], dtype=float16)
     """
     arithmetic = np.float64 if w.dtype == np.float64 else np.float32
-    wide, gradient, *wide_states = (a.astype(arithmetic) for a in (w, g, *states))
+    wide, gradient, *wide_states = (
+        from_blocks(a, w.size).reshape(w.shape) if a.dtype.name in TOP else a.astype(arithmetic)
+        for a in (w, g, *states)
+    )
     step(rule, wide, gradient, wide_states, t=t, **options)
     for buffer, (held, x) in enumerate(zip((w, *states), (wide, *wide_states), strict=True)):
-        drawn = chance(seed, t, array, buffer, held.size, first) if stochastic else None
-        held[...] = rounded(x, held.dtype, drawn)
+        place = seed, t, array, buffer, x.size, first
+        if held.dtype.name in TOP:
+            drawn = block_chance(*place) if stochastic else None
+            held[...] = to_blocks(x, held.dtype, drawn)
+        else:
+            drawn = chance(*place) if stochastic else None
+            held[...] = rounded(x, held.dtype, drawn)
 
 
 #: A norm is summed in blocks of so many elements, each from the start of its array, and a block in

@@ -18,7 +18,7 @@ struct Adamax {
   static constexpr Spec spec{
       "adamax",
       {{"lr", Range::non_negative}, {"beta1", Range::below_one}, {"beta2", Range::below_one}, {"eps", Range::positive}},
-      {"m", "u"}};
+      {"m", never_negative("u")}};
 
   T beta1, rest1, beta2, step, eps;
 
@@ -54,7 +54,7 @@ struct NAdam : Adam<T> {
                               {"eps", Range::positive},
                               {"momentum_decay", Range::non_negative},
                               {"mu_product", Range::up_to_one}},
-                             {"m", "v"}};
+                             {"m", never_negative("v")}};
 
   T of_gradient, of_mean;
 
@@ -94,7 +94,7 @@ struct RAdam : Adam<T> {
   static constexpr Spec spec{
       "radam",
       {{"lr", Range::non_negative}, {"beta1", Range::below_one}, {"beta2", Range::below_one}, {"eps", Range::positive}},
-      {"m", "v"}};
+      {"m", never_negative("v")}};
 
   T rectified;
   Flag<T> adapts;
@@ -129,8 +129,9 @@ struct Adadelta {
   struct Hyper {
     double lr, rho, eps;
   };
-  static constexpr Spec spec{
-      "adadelta", {{"lr", Range::non_negative}, {"rho", Range::below_one}, {"eps", Range::positive}}, {"v", "a"}};
+  static constexpr Spec spec{"adadelta",
+                             {{"lr", Range::non_negative}, {"rho", Range::below_one}, {"eps", Range::positive}},
+                             {never_negative("v"), never_negative("a")}};
 
   T lr, rho, rest, eps;
 
@@ -152,7 +153,7 @@ struct Adadelta {
 template <class T>
 struct AdaBelief : Adam<T> {
   using Hyper = typename RAdam<T>::Hyper;
-  static constexpr Spec spec = decoupled(variant(RAdam<T>::spec, "", {"m", "s"}), "adabelief");
+  static constexpr Spec spec = decoupled(variant(RAdam<T>::spec, "", {"m", never_negative("s")}), "adabelief");
 
   AdaBelief(const Hyper& h, std::int64_t t) : Adam<T>({h.lr, h.beta1, h.beta2, h.eps, 1}, t) {}
 
@@ -170,7 +171,7 @@ struct AdaBelief : Adam<T> {
 //   w = w - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 template <class T>
 struct Yogi : Adam<T> {
-  static constexpr Spec spec = variant(Adam<T>::spec, "yogi", {"m", "v"});
+  static constexpr Spec spec = variant(Adam<T>::spec, "yogi", {"m", never_negative("v")});
   using Adam<T>::Adam;
 
   void operator()(T& w, T g, T& m, T& v) const {
@@ -200,7 +201,7 @@ struct AdEMAMix : Adam<T> {
                               {"alpha", Range::non_negative},
                               {"alpha_warmup", Range::non_negative},
                               {"beta3_warmup", Range::non_negative}},
-                             {"m", "n", "v"},
+                             {"m", "n", never_negative("v")},
                              Decay::decoupled};
 
   T of_slow, rest3;
@@ -235,7 +236,7 @@ struct AdEMAMix : Adam<T> {
 template <class T>
 struct ADOPT {
   using Hyper = typename RAdam<T>::Hyper;
-  static constexpr Spec spec = variant(RAdam<T>::spec, "adopt", {"m", "v"});
+  static constexpr Spec spec = variant(RAdam<T>::spec, "adopt", {"m", never_negative("v")});
 
   T lr, beta1, rest1, beta2, rest2, eps, limit;
   Flag<T> first;
@@ -283,7 +284,7 @@ struct FTRL {
                               {"beta", Range::non_negative},
                               {"l1", Range::non_negative},
                               {"l2", Range::non_negative}},
-                             {"z", "n"}};
+                             {"z", never_negative("n")}};
 
   T inverse, l1, steady;
 

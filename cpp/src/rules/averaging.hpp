@@ -84,7 +84,7 @@ struct ScheduleFreeAdamW : ScheduleFreeSGD<T> {
                               {"beta2", Range::below_one},
                               {"eps", Range::positive},
                               {"share", Range::up_to_one}},
-                             {"z", "v"},
+                             {"z", never_negative("v")},
                              Decay::in_rule};
 
   T beta2, rest2, scale, eps, decay;

@@ -73,7 +73,7 @@ struct LAMB {
                                             {"beta2", Range::below_one},
                                             {"eps", Range::positive},
                                             {"bias_correction", Range::flag}},
-                                           {"m", "v"}},
+                                           {"m", never_negative("v")}},
                                           10);
 
   double lr;
@@ -120,15 +120,16 @@ struct Adafactor {
   struct Hyper {
     double lr, beta2_decay, eps1, eps2, d;
   };
-  static constexpr Spec spec = factored(with_trust({"adafactor",
-                                                    {{"lr", Range::non_negative},
-                                                     {"beta2_decay", Range::non_positive},
-                                                     {"eps1", Range::non_negative},
-                                                     {"eps2", Range::non_negative},
-                                                     {"d", Range::positive}},
-                                                    {"variance", "row_var", "col_var"}},
-                                                   6),
-                                        1);
+  static constexpr Spec spec =
+      factored(with_trust({"adafactor",
+                           {{"lr", Range::non_negative},
+                            {"beta2_decay", Range::non_positive},
+                            {"eps1", Range::non_negative},
+                            {"eps2", Range::non_negative},
+                            {"d", Range::positive}},
+                           {never_negative("variance"), never_negative("row_var"), never_negative("col_var")}},
+                          6),
+               1);
 
   double eps2, clip, largest_step;
   T share, eps1, floor, shrink, rate;

@@ -17,12 +17,14 @@ namespace {
 
 // A rule that differs from another in little says so: its spec is the other's, under a name and with states of its own.
 struct States {
-  const char* names[max_states];
+  State states[max_states];
 };
+
+constexpr State never_negative(const char* name) { return {name, true}; }
 
 constexpr Spec variant(Spec base, const char* name, States states) {
   base.name = name;
-  for (int i = 0; i < max_states; ++i) base.states[i] = states.names[i];
+  for (int i = 0; i < max_states; ++i) base.states[i] = states.states[i];
   return base;
 }
 

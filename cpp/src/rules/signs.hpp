@@ -24,7 +24,7 @@ struct Rprop {
                               {"etaplus", Range::positive},
                               {"step_min", Range::non_negative},
                               {"step_max", Range::positive}},
-                             {"prev", "step_size"}};
+                             {"prev", never_negative("step_size")}};
 
   T lr, etaminus, etaplus, step_min, step_max;
   Flag<T> first;

@@ -19,7 +19,7 @@ struct SparseAdam {
   static constexpr Spec spec{
       "sparse_adam",
       {{"lr", Range::non_negative}, {"beta1", Range::below_one}, {"beta2", Range::below_one}, {"eps", Range::positive}},
-      {"m", "v"}};
+      {"m", never_negative("v")}};
 
   T rest1, rest2, step, eps;
 
@@ -39,7 +39,7 @@ struct SparseAdam {
 // Adagrad along rows.
 template <class T>
 struct SparseAdagrad : Adagrad<T> {
-  static constexpr Spec spec = variant(Adagrad<T>::spec, "sparse_adagrad", {"s"});
+  static constexpr Spec spec = variant(Adagrad<T>::spec, "sparse_adagrad", {never_negative("s")});
   using Adagrad<T>::Adagrad;
 };
 

@@ -140,8 +140,9 @@ struct Adagrad {
   struct Hyper {
     double lr, lr_decay, eps;
   };
-  static constexpr Spec spec{
-      "adagrad", {{"lr", Range::non_negative}, {"lr_decay", Range::non_negative}, {"eps", Range::positive}}, {"s"}};
+  static constexpr Spec spec{"adagrad",
+                             {{"lr", Range::non_negative}, {"lr_decay", Range::non_negative}, {"eps", Range::positive}},
+                             {never_negative("s")}};
 
   T lr, eps;
 
@@ -168,7 +169,7 @@ struct AdagradMomentum {
                               {"lr_decay", Range::non_negative},
                               {"eps", Range::positive},
                               {"beta", Range::below_one}},
-                             {"m", "s"}};
+                             {"m", never_negative("s")}};
 
   T lr, eps, beta, rest;
 
@@ -194,8 +195,9 @@ struct RMSprop {
   struct Hyper {
     double lr, alpha, eps;
   };
-  static constexpr Spec spec{
-      "rmsprop", {{"lr", Range::non_negative}, {"alpha", Range::below_one}, {"eps", Range::positive}}, {"v"}};
+  static constexpr Spec spec{"rmsprop",
+                             {{"lr", Range::non_negative}, {"alpha", Range::below_one}, {"eps", Range::positive}},
+                             {never_negative("v")}};
 
   T lr, alpha, rest, eps;
 
@@ -214,7 +216,7 @@ struct RMSprop {
 //   D = sqrt(max(v - q q, 0)) + eps          rounding can make v - q q negative: PyTorch gives NaN there
 template <class T>
 struct RMSpropCentered : RMSprop<T> {
-  static constexpr Spec spec = variant(RMSprop<T>::spec, "rmsprop_centered", {"v", "q"});
+  static constexpr Spec spec = variant(RMSprop<T>::spec, "rmsprop_centered", {never_negative("v"), "q"});
   using RMSprop<T>::RMSprop;
 
   T denominator(T g, T& v, T& q) const {
@@ -240,7 +242,7 @@ struct RMSpropMomentum : RMSprop<T> {
                               {"alpha", Range::below_one},
                               {"eps", Range::positive},
                               {"momentum", Range::non_negative}},
-                             {"v", "b"}};
+                             {never_negative("v"), "b"}};
 
   T momentum;
 
@@ -255,7 +257,8 @@ struct RMSpropMomentum : RMSprop<T> {
 template <class T>
 struct RMSpropCenteredMomentum : RMSpropCentered<T> {
   using Hyper = typename RMSpropMomentum<T>::Hyper;
-  static constexpr Spec spec = variant(RMSpropMomentum<T>::spec, "rmsprop_centered_momentum", {"v", "q", "b"});
+  static constexpr Spec spec =
+      variant(RMSpropMomentum<T>::spec, "rmsprop_centered_momentum", {never_negative("v"), "q", "b"});
 
   T momentum;
 
@@ -283,7 +286,7 @@ struct Adam {
                               {"beta2", Range::below_one},
                               {"eps", Range::positive},
                               {"bias_correction", Range::flag}},
-                             {"m", "v"}};
+                             {"m", never_negative("v")}};
 
   T beta1, rest1, beta2, rest2, step, scale, eps;
 
@@ -312,7 +315,7 @@ struct Adam {
 //   w = w - lr / (1 - beta1^t) m / (sqrt(u) / sqrt(1 - beta2^t) + eps)
 template <class T>
 struct AdamAMSGrad : Adam<T> {
-  static constexpr Spec spec = variant(Adam<T>::spec, "adam_amsgrad", {"m", "v", "u"});
+  static constexpr Spec spec = variant(Adam<T>::spec, "adam_amsgrad", {"m", never_negative("v"), never_negative("u")});
   using Adam<T>::Adam;
 
   void operator()(T& w, T g, T& m, T& v, T& u) const {
