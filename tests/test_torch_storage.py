@@ -1,9 +1,10 @@
-"""gradstep.torch over tensors of bfloat16 and float16: the bits of the classes of gradstep."""
+"""gradstep.torch over tensors of 16 and 8 bits: the bits of the classes of gradstep."""
 
 from __future__ import annotations
 
 import copy
 import io
+import pickle
 import re
 
 import ml_dtypes
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import reference
 from oracle import RULES, assert_same_bits
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
@@ -22,8 +24,10 @@ IN_NUMPY = {
     torch.float16: np.dtype(np.float16),
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
+    torch.int8: np.dtype(np.int8),
+    torch.uint8: np.dtype(np.uint8),
 }
-BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = IN_NUMPY
+BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT8, UINT8 = IN_NUMPY
 #: Of the parameters, the gradients and the states, the last as the option has it.
 HELD = [
     (BFLOAT16, BFLOAT16, None),
@@ -34,6 +38,15 @@ HELD = [
     (FLOAT64, BFLOAT16, FLOAT32),
 ]
 SHAPES = [(3, 5), (), (0,), (1,), (40_000,), (70, 30)]
+#: The same, where states are in 8 bits.
+HELD_IN_8_BITS = [
+    (FLOAT32, FLOAT32),
+    (FLOAT32, BFLOAT16),
+    (BFLOAT16, BFLOAT16),
+    (FLOAT16, FLOAT32),
+]
+#: Around the least size and around blocks.
+SHAPES_IN_8_BITS = [(4095,), (64, 64), (), (4097,), (0,), (4351,), (17, 256), (3, 1451), (20_001,)]
 
 
 def rule_of(name, options):
@@ -180,6 +193,90 @@ def test_layouts(name, layout):
         assert_equal([a.permute(*order) if a.shape else a], [b])
 
 
+def oracle_in_8_bits(name, arrays, **options):
+    """The class of gradstep in NumPy, whose states begin in 8 bits."""
+    twin = reference.in_numpy(getattr(gs, name))(arrays, state_dtype="float32", **options)
+    stochastic = options.get("rounding") != "nearest"
+    twin._plan.set_rounding(stochastic, options.get("rounding_seed", 0))
+    for state, kept in twin._states.items():
+        for i, array in enumerate(kept):
+            never_negative = state in RULES[twin.rule].never_negative
+            dtype = np.dtype(np.uint8 if never_negative else np.int8)
+            kept[i] = array if array.size < 4096 else reference.to_blocks(array, dtype)
+    return twin
+
+
+KNOWN = {}
+
+
+def steps_of_the_oracle(name, options, held):
+    """All that it has written after a few steps. The same for all levels, so computed once."""
+    key = name, str(options), held
+    if key not in KNOWN:
+        KNOWN.clear()
+        params = parameters(*SHAPES_IN_8_BITS, dtype=held[0], grad_dtype=held[1])
+        arrays = [in_numpy(p) for p in params]
+        twin = oracle_in_8_bits(name, arrays, **options)
+        for t in range(3):
+            give_gradients(params, t)
+            twin.step([in_numpy(p.grad) for p in params])
+        KNOWN[key] = arrays, twin._states
+    return KNOWN[key]
+
+
+@pytest.mark.parametrize("held", HELD_IN_8_BITS, ids=str)
+@pytest.mark.parametrize(("name", "options"), TAKE_ANY, ids=str)
+def test_states_in_8_bits_have_the_bits_of_the_oracle(name, options, held, level):
+    rounding = {"rounding": "nearest"} if name == "AdamW" else {"rounding_seed": 7}
+    options = {**options, **rounding}
+    arrays, kinds = steps_of_the_oracle(name, options, held)
+    params = parameters(*SHAPES_IN_8_BITS, dtype=held[0], grad_dtype=held[1])
+    opt = getattr(gt, name)([{"params": params[:2]}], state_dtype="int8", **options)
+    opt.add_param_group({"params": params[2:]})
+    steps(opt, params, range(3))
+    for p, w in zip(params, arrays, strict=True):
+        assert_same_bits(in_numpy(p), w)
+    names = gt.STATE_NAMES.get(name, {})
+    for state, kept in kinds.items():
+        for p, array in zip(params, kept, strict=True):
+            assert_same_bits(in_numpy(opt.state[p][names.get(state, state)]), array)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_over_states_in_8_bits(threads, level):
+    gs.set_num_threads(threads)
+    params = parameters((300_001,), (5000,), dtype=FLOAT32)
+    arrays = [in_numpy(p) for p in params]
+    opt, twin = gt.Adam(params, state_dtype=INT8), oracle_in_8_bits("Adam", arrays)
+    steps(opt, params, range(2))
+    for t in range(2):
+        give_gradients(params, t)
+        twin.step([in_numpy(p.grad) for p in params])
+    for p, w in zip(params, arrays, strict=True):
+        assert_same_bits(in_numpy(p), w)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels last"])
+def test_states_in_8_bits_are_in_the_order_of_memory(layout):
+    torch.manual_seed(0)
+    start = torch.randn(9, 5, 11, 13)
+    if layout == "transposed":
+        start = start.transpose(0, -1)
+    else:
+        start = start.to(memory_format=torch.channels_last)
+    order = np.argsort(start.stride())[::-1].tolist()
+    ours = torch.nn.Parameter(start.clone())
+    plain = torch.nn.Parameter(start.permute(order).contiguous())
+    opt, twin = (gt.Adam([p], lr=0.1, state_dtype="int8") for p in (ours, plain))
+    for _ in range(3):
+        ours.grad = torch.randn(start.shape)
+        plain.grad = ours.grad.permute(order).contiguous()
+        opt.step()
+        twin.step()
+    assert_equal([ours.permute(order)], [plain])
+    assert_equal(states(opt), states(twin))
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 
@@ -191,6 +288,42 @@ def test_nothing_is_copied():
     steps(opt, params, range(1, 3))
     assert places == [t.data_ptr() for t in (*params, *states(opt))]
     assert {s.dtype for s in states(opt)} == {FLOAT32}
+
+
+def test_nothing_is_copied_in_8_bits():
+    params = parameters((5000,), (30, 4), dtype=FLOAT32)
+    opt = gt.Adam(params, state_dtype=INT8)
+    steps(opt, params, range(1))
+    places = [t.data_ptr() for t in (*params, *states(opt))]
+    steps(opt, params, range(1, 3))
+    assert places == [t.data_ptr() for t in (*params, *states(opt))]
+    of_large, of_small = (opt.state[p] for p in params)
+    assert (of_large["exp_avg"].dtype, of_large["exp_avg"].shape) == (INT8, (20, 257))
+    assert (of_large["exp_avg_sq"].dtype, of_large["exp_avg_sq"].shape) == (UINT8, (20, 257))
+    assert {v.dtype for v in of_small.values()} == {FLOAT32}
+
+
+def test_what_states_in_8_bits_begin_with():
+    """The nearest to the argument, and zeros after the last element."""
+    params = parameters((5000,), (4095,), dtype=FLOAT32)
+    opt = gt.Adagrad(params, initial_accumulator_value=0.3, state_dtype="int8")
+    wanted = reference.to_blocks(np.full(5000, 0.3, np.float32), np.dtype(np.uint8))
+    assert_same_bits(in_numpy(opt.state[params[0]]["sum"]), wanted)
+    assert (opt.state[params[1]]["sum"] == np.float32(0.3)).all()
+
+
+def test_groups_have_their_own_state_dtype():
+    params = [
+        *parameters((5000,), dtype=FLOAT32),
+        *parameters((5000,)),
+        *parameters((5000,), dtype=FLOAT64),
+    ]
+    groups = [{"params": params[:2], "state_dtype": "int8"}, {"params": params[2:]}]
+    opt = gt.SGD(groups, lr=0.1, momentum=0.9)
+    steps(opt, params, range(2))
+    kinds = [opt.state[p]["momentum_buffer"].dtype for p in params]
+    assert kinds == [INT8, INT8, FLOAT64]
+    assert [opt.state[p].get("step") for p in params] == [2, 2, None]  # where chances differ
 
 
 def test_states_have_the_dtype_of_their_parameter_or_that_of_their_group():
@@ -256,6 +389,77 @@ def test_what_does_not_fit_is_refused_before_anything_has_changed():
         assert_same_bits(array, in_numpy(tensor))
 
 
+@pytest.mark.parametrize(
+    ("state", "wrong"),
+    [
+        ("exp_avg", lambda held: held.view(torch.uint8)),
+        ("exp_avg_sq", lambda held: held.view(torch.int8)),
+        ("exp_avg_sq", lambda held: held[:-1]),
+        ("exp_avg", lambda held: held.reshape(-1)),
+        ("exp_avg", lambda held: torch.zeros(40, 257, dtype=torch.int8)[::2]),
+    ],
+)
+def test_states_in_8_bits_that_do_not_fit(state, wrong):
+    params = parameters((100,), (5000,), dtype=FLOAT32)
+    opt = gt.Adam(params, state_dtype="int8")
+    steps(opt, params, range(1))
+    before = [in_numpy(t) for t in (*params, *states(opt))]
+    its = opt.state[params[1]]
+    kept, its[state] = its[state], wrong(its[state])
+    wanted = f"state '{state}' of params[1] (shape (5000,)), in 8 bits, must be contiguous, of the "
+    of = f"shape (20, 257) and torch.{'uint8' if state == 'exp_avg_sq' else 'int8'}, got torch."
+    with pytest.raises(ValueError, match=re.escape(wanted + of)):
+        opt.step()
+    its[state] = kept
+    for array, tensor in zip(before, (*params, *states(opt)), strict=True):
+        assert_same_bits(array, in_numpy(tensor))
+
+
+def test_states_in_8_bits_may_not_share_memory():
+    params = parameters((4352,), (4352,), dtype=FLOAT32)
+    opt = gt.Lion(params, state_dtype="int8")
+    steps(opt, params, range(1))
+    opt.state[params[1]]["m"] = opt.state[params[0]]["m"]
+    with pytest.raises(ValueError, match=re.escape("is the same array as a state of params[")):
+        opt.step()
+    # The first byte after the parameter's is its own: so many bytes are in 8 bits, not elements.
+    room = torch.zeros(17 * 257 + 17 * 256 * 4, dtype=torch.uint8)
+    opt.state[params[1]]["m"] = room[: 17 * 257].view(torch.int8).view(17, 257)
+    opt.step()
+
+
+def test_float64_takes_no_states_in_8_bits():
+    params = [*parameters((3,), dtype=FLOAT32), *parameters((4,), dtype=FLOAT64)]
+    refusal = r"state_dtype is int8, which params\[1\] \(shape \(4,\)\) of float64 does not take"
+    with pytest.raises(TypeError, match=refusal):
+        gt.Adam(params, state_dtype="int8")
+    opt = gt.Adam(params)
+    steps(opt, params, range(1))
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0] |= {"state_dtype": INT8, "lr": 0.5}
+    before = [in_numpy(t) for t in (*params, *states(opt))]
+    with pytest.raises(TypeError, match=refusal):
+        opt.load_state_dict(saved)
+    assert (opt.param_groups[0]["lr"], opt.param_groups[0]["state_dtype"]) == (0.001, None)
+    opt.param_groups[0]["state_dtype"] = "int8"
+    with pytest.raises(TypeError, match=refusal):
+        opt.step()
+    for array, tensor in zip(before, (*params, *states(opt)), strict=True):
+        assert_same_bits(array, in_numpy(tensor))
+
+
+def test_a_parameter_that_became_float64_beside_8_bits():
+    (param,) = parameters((5000,), dtype=FLOAT32)
+    opt = gt.Lion([param], state_dtype="int8")
+    steps(opt, [param], range(1))
+    param.data = param.data.double()
+    param.grad = None
+    param.grad_dtype = FLOAT64
+    give_gradients([param], 1)
+    with pytest.raises(ValueError, match=re.escape("state 'm' of params[0] (shape (5000,)) must")):
+        opt.step()
+
+
 def test_sparse_gradients_are_for_rows_as_the_arithmetic_has_them():
     w = torch.nn.Parameter(torch.ones(4, 2, dtype=BFLOAT16))
     w.grad = torch.ones_like(w).to_sparse(1)
@@ -273,7 +477,8 @@ def test_sparse_gradients_are_for_rows_as_the_arithmetic_has_them():
     ("options", "error", "message"),
     [
         ({"state_dtype": "int32"}, TypeError, "state_dtype must be one of float64, float32, bf"),
-        ({"state_dtype": torch.int16}, TypeError, "or None, got torch.int16"),
+        ({"state_dtype": torch.int16}, TypeError, "float16, int8, or None, got torch.int16"),
+        ({"state_dtype": "uint8"}, TypeError, "float16, int8, or None, got 'uint8'"),
         ({"rounding": "up"}, ValueError, "rounding must be one of 'stochastic', 'nearest', got"),
         ({"rounding_seed": -1}, ValueError, "rounding_seed must be at least 0, got -1"),
     ],
@@ -321,6 +526,82 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(name, dtype, state_dtype)
     for these, opt in ((params, other), (copies, twins)):
         assert_equal(these, unbroken)
         assert_equal(states(opt), states(whole))
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in TAKE_ANY}))
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_a_run_in_8_bits_that_is_resumed(name, dtype):
+    options = dict(TAKE_ANY)[name] | {"rounding_seed": 3, "state_dtype": INT8}
+    shapes = (5, 2), (), (70, 61)
+    params, unbroken = (parameters(*shapes, dtype=dtype) for _ in range(2))
+    whole = getattr(gt, name)(unbroken, **options)
+    steps(whole, unbroken, range(6))
+    first = getattr(gt, name)(params, **options)
+    steps(first, params, range(3))
+    twins = copy.deepcopy(first), pickle.loads(pickle.dumps(first))
+    other = getattr(gt, name)(params, **dict(TAKE_ANY)[name])
+    other.load_state_dict(through_a_file(first.state_dict()))
+    assert_equal(states(other), states(first))
+    steps(other, params, range(3, 6))
+    runs = [(params, other)]
+    for twin in twins:
+        copies = [p for group in twin.param_groups for p in group["params"]]
+        for param in copies:
+            param.grad_dtype = dtype
+        steps(twin, copies, range(3, 6))
+        runs.append((copies, twin))
+    for these, opt in runs:
+        assert_equal(these, unbroken)
+        assert_equal(states(opt), states(whole))
+
+
+@pytest.mark.parametrize("module", [torch.optim, gt], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_states_come_to_8_bits_and_go(module, dtype):
+    """To the nearest, in the order of memory."""
+    params = parameters((70, 61), (5,), dtype=dtype)
+    params[0].data = params[0].data.t().contiguous().t()
+    before = module.Adam(params, lr=0.01)
+    steps(before, params, range(2))
+    saved = through_a_file(before.state_dict())
+    opt = gt.Adam(params, state_dtype="int8")
+    saved["param_groups"][0].pop("state_dtype", None)
+    opt.load_state_dict(saved)
+    large, small = (opt.state[p] for p in params)
+    for name, kind in [("exp_avg", INT8), ("exp_avg_sq", UINT8)]:
+        numbers = in_numpy(saved["state"][0][name].t().float())
+        assert_same_bits(in_numpy(large[name]), reference.to_blocks(numbers, IN_NUMPY[kind]))
+        assert_equal([small[name]], [saved["state"][1][name].float()])
+    steps(opt, params, range(2, 3))
+    held = through_a_file(opt.state_dict())
+    for state_dtype in (None, "float32", "float16"):
+        held["param_groups"][0]["state_dtype"] = state_dtype
+        opt = gt.Adam(params)
+        opt.load_state_dict(held)
+        wanted = dtype if state_dtype is None else gt.DTYPES[state_dtype]
+        for name in ("exp_avg", "exp_avg_sq"):
+            numbers = reference.from_blocks(in_numpy(held["state"][0][name]), 4270)
+            numbers = torch.from_numpy(numbers).view(61, 70).t().to(wanted)
+            assert opt.state[params[0]][name].stride() == params[0].stride()
+            assert_equal([opt.state[params[0]][name]], [numbers])
+            assert opt.state[params[1]][name].dtype == wanted
+        steps(opt, params, range(3, 4))
+
+
+def test_states_of_another_size_are_refused_by_the_step():
+    """In 8 bits they are loaded as they are, and not taken for numbers."""
+    saved = []
+    for size in (5000, 9000):
+        params = parameters((size,), dtype=FLOAT32)
+        opt = gt.Lion(params, state_dtype="int8")
+        steps(opt, params, range(1))
+        saved.append(opt.state_dict())
+    for state_dtype in ("int8", None):
+        saved[0]["param_groups"][0]["state_dtype"] = state_dtype
+        opt = gt.Lion(params)
+        opt.load_state_dict(saved[0])
+        with pytest.raises(ValueError, match=r"of the shape \(36, 257\) and torch.int8, got"):
+            opt.step()
 
 
 @pytest.mark.parametrize("state_dtype", [None, "float32"])
@@ -381,6 +662,24 @@ def test_steps_in_backward_have_the_bits_of_steps_after_it(name):
     assert_equal(list(models[1].parameters()), list(models[0].parameters()))
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "ScheduleFreeAdamW", "Lion"])
+def test_steps_in_backward_with_states_in_8_bits(name):
+    ours, theirs = (torch.nn.Linear(70, 60) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    options = {"lr": 0.01, "state_dtype": "int8"} | ({"momentum": 0.9} if name == "SGD" else {})
+    after = getattr(gt, name)(theirs.parameters(), **options)
+    handle = gt.step_in_backward(ours, getattr(gt, name), **options)
+    x = torch.linspace(-1, 1, 210).reshape(3, 70)
+    for _ in range(3):
+        for one in (ours, theirs):
+            one(x).square().sum().backward()
+        after.step()
+        after.zero_grad()
+    handle.remove()
+    assert_equal(list(ours.parameters()), list(theirs.parameters()))
+    assert_equal(states(handle.optimizer), states(after))
+
+
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
 def test_a_gradient_scaler(dtype):
     params = parameters((50,), dtype=dtype)
@@ -416,3 +715,28 @@ def test_eval_and_train_have_the_bits_of_gradstep(name, held):
             getattr(twin, move)()
             for p, w in zip(params, arrays, strict=True):
                 assert_same_bits(in_numpy(p), w)
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_eval_and_train_decode_8_bits(name, dtype):
+    """As if `z` had the numbers that 8 bits hold, in float32."""
+    params = parameters((70, 61), (3,), dtype=dtype)
+    params[0].data = params[0].data.t().contiguous().t()
+    opt = getattr(gt, name)(params, state_dtype="int8")
+    steps(opt, params, range(2))
+    twins = copy.deepcopy(params)
+    twin = getattr(gt, name)(twins)
+    held = opt.state_dict()
+    held["param_groups"][0]["state_dtype"] = "float32"
+    twin.load_state_dict(held)
+    kept = [in_numpy(t) for t in states(opt)]
+    for move in ("eval", "train"):
+        getattr(opt, move)()
+        getattr(twin, move)()
+        assert_equal(params, twins)
+    for array, tensor in zip(kept, states(opt), strict=True):
+        assert_same_bits(array, in_numpy(tensor))
+    opt.state[params[0]]["z"] = opt.state[params[0]]["z"].view(torch.uint8)[:-1]
+    with pytest.raises(ValueError, match=re.escape("and its state 'z' must be dense floating-")):
+        opt.eval()

@@ -91,7 +91,9 @@ bool is_negated_element(const dlpack::Tensor& tensor, const py::handle& object) 
 }
 
 // Of one that has such numbers.
-Memory memory_of(const dlpack::Tensor& tensor) { return {address(tensor), element_count(tensor), *storage_of(tensor)}; }
+Memory memory_of(const dlpack::Tensor& tensor) {
+  return {address(tensor), element_count(tensor), *state_storage_of(tensor)};
+}
 
 Shape shape_of(const dlpack::Tensor& tensor) { return {tensor.shape, tensor.shape + tensor.ndim}; }
 
@@ -387,12 +389,18 @@ class TensorSteps {
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
       if (!has_state(rule.spec, static_cast<int>(k), axes)) continue;
       const py::handle state = item(optimizer, slot, rule.states[k]);
-      const bool held = see(state.ptr(), tensor) && storage_of(tensor) && !is_negated_element(tensor, state);
+      const bool held = see(state.ptr(), tensor) && state_storage_of(tensor) && !is_negated_element(tensor, state);
       const bool any_storage = rule.any_storage && !slot.indices;  // rows are swept as the arithmetic has them
       const bool fits =
           held && (any_storage ? state_fits(rule.spec.states[k], memory_of(tensor).storage, slot.memory.storage)
                                : memory_of(tensor).storage == slot.memory.storage);
-      if (rule.spec.row_factor >= 0 && axes > 1) {
+      if (held && any_storage && slot.single_precision() && is_blocked(memory_of(tensor).storage)) {
+        const Shape shape = {blocks_of(slot.memory.size), held_block};
+        if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))
+          throw py::value_error(described(optimizer, slot, rule.states[k]) +
+                                ", in 8 bits, must be contiguous, of the shape " + text(py::tuple(py::cast(shape))) +
+                                " and torch." + name_of(in_8_bits(rule.spec.states[k])) + ", got " + shown(state));
+      } else if (rule.spec.row_factor >= 0 && axes > 1) {
         const Shape shape = state_shape(rule.spec, static_cast<int>(k), shape_of(its));
         if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))
           throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be contiguous, of the shape " +

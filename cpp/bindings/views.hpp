@@ -15,7 +15,7 @@ namespace gradstep {
 namespace dlpack {
 
 constexpr std::int32_t cpu = 1;
-constexpr std::uint8_t signed_integer = 0, floating_point = 2, bfloat = 4;
+constexpr std::uint8_t signed_integer = 0, unsigned_integer = 1, floating_point = 2, bfloat = 4;
 
 struct Device {
   std::int32_t type, id;
@@ -59,7 +59,7 @@ inline std::int64_t element_count(const dlpack::Tensor& tensor) {
   return size;
 }
 
-/// Whether these are floating-point numbers of so many bits, in the memory of the CPU and aligned.
+/// Whether these are numbers of so many bits, in the memory of the CPU and aligned; floating-point, unless it is said.
 inline bool holds(const dlpack::Tensor& tensor, int bits, std::uint8_t code = dlpack::floating_point) {
   return tensor.device.type == dlpack::cpu && tensor.dtype.code == code && tensor.dtype.bits == bits &&
          tensor.dtype.lanes == 1 && address(tensor) % static_cast<std::uintptr_t>(bits / 8) == 0;
@@ -72,6 +72,13 @@ inline std::optional<Storage> storage_of(const dlpack::Tensor& tensor) {
   if (holds(tensor, 16, dlpack::bfloat)) return Storage::bfloat16;
   if (holds(tensor, 16)) return Storage::float16;
   return std::nullopt;
+}
+
+/// The same for states, which may be in 8 bits.
+inline std::optional<Storage> state_storage_of(const dlpack::Tensor& tensor) {
+  if (holds(tensor, 8, dlpack::signed_integer)) return Storage::int8;
+  if (holds(tensor, 8, dlpack::unsigned_integer)) return Storage::uint8;
+  return storage_of(tensor);
 }
 
 /// Whether an object claims to have memory that can be looked at. Numbers of NumPy do not count.

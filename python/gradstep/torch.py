@@ -16,9 +16,11 @@ A parameter with a sparse gradient is contiguous, and so is a matrix of `Adafact
 
 Tensors are of float32 or float64. Rules without norms, factors or rows also take bfloat16 and
 float16, computed in float32: parameters, gradients, and states, whose dtype is that of the
-parameter unless `state_dtype` (a dtype of PyTorch or its name) is another one. What is updated is
-rounded by chance (`rounding`, `rounding_seed`), so that small steps are not lost; the chances
-depend on the place of a parameter among all of the optimizer.
+parameter unless `state_dtype` (a dtype of PyTorch or its name) is another one. `"int8"` stands for
+8 bits: blocks in the order of the parameter's memory, as `gradstep.reference.to_blocks` has them,
+of torch.uint8 where a state is never negative; beside fewer than 4,096 elements, states are
+float32. What is updated is rounded by chance (`rounding`, `rounding_seed`), so that small steps are
+not lost; the chances depend on the place of a parameter among all of the optimizer.
 
 Example:
     >>> import torch, gradstep.torch
@@ -44,7 +46,7 @@ from . import _checks as check
 from . import _core, averaging, optimizers, orthogonal, sparse
 from ._memory import zeros_beside
 from .optimizers import CORE_RULES
-from .reference import asgd_rate
+from .reference import STATE_BLOCK, asgd_rate, blocks_shape, from_blocks, to_blocks
 
 try:
     import torch
@@ -95,8 +97,14 @@ COUNTED_IN_DOUBLE = ("SparseAdam",)
 
 #: What steps take, by name.
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.FLOATS}
+#: And what states may have beside. int8 stands for both of the next two.
+STATE_DTYPES: Mapping[str, torch.dtype] = {**DTYPES, "int8": torch.int8}
+#: Parameters of fewer elements have states in float32 instead.
+LEAST_IN_8_BITS = 4096
+#: 8 bits are blocks of whole numbers: with a sign, and for states that are never negative.
+IN_8_BITS = (torch.int8, torch.uint8)
 #: Those that are rounded to by chance. Steps are counted there by every rule: chances differ.
-NARROW = frozenset({torch.bfloat16, torch.float16})
+NARROW = frozenset({torch.bfloat16, torch.float16, *IN_8_BITS})
 
 #: What says how numbers are held, of which a checkpoint of PyTorch's does not speak.
 HELD = ("state_dtype", "rounding", "rounding_seed")
@@ -148,10 +156,53 @@ def _in_numpy(tensor: torch.Tensor) -> Any:
 
 def _state_dtype(value: Any) -> torch.dtype | None:
     """The option of that name, as a dtype of PyTorch."""
-    dtype = value if isinstance(value, torch.dtype) else DTYPES.get(str(value))
-    if value is not None and dtype not in DTYPES.values():
-        raise TypeError(f"state_dtype must be one of {', '.join(DTYPES)}, or None, got {value!r}")
+    dtype = value if isinstance(value, torch.dtype) else STATE_DTYPES.get(str(value))
+    if value is not None and dtype not in STATE_DTYPES.values():
+        raise TypeError(
+            f"state_dtype must be one of {', '.join(STATE_DTYPES)}, or None, got {value!r}"
+        )
     return dtype
+
+
+def _is_in_blocks(value: Any, param: torch.Tensor) -> bool:
+    """Whether it has a number for each element of a parameter, in 8 bits."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype in IN_8_BITS
+        and value.shape == blocks_shape(param.numel())
+    )
+
+
+def _to_blocks(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A state beside a parameter in 8 bits: the nearest, in the order of the parameter's memory."""
+    in_order = _relaid(param, value.to(torch.float32)).as_strided((param.numel(),), (1,))
+    return torch.from_numpy(to_blocks(in_order.numpy(), np.dtype(f"{dtype}".split(".")[1])))
+
+
+def _from_blocks(held: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """The float32 numbers of a state in 8 bits, laid out as its parameter is."""
+    numbers = torch.empty_like(param.detach(), dtype=torch.float32)
+    in_order = from_blocks(held.numpy(), param.numel())
+    numbers.as_strided((param.numel(),), (1,)).copy_(torch.from_numpy(in_order))
+    return numbers
+
+
+def _fill_blocks(blocks: Any, value: float, size: int) -> None:
+    """Make so many numbers in 8 bits all the same, of which the last block may have fewer."""
+    numbers = np.full(STATE_BLOCK, value, np.float32)
+    blocks[...] = to_blocks(numbers, blocks.dtype)
+    blocks[-1:] = to_blocks(numbers[: size - STATE_BLOCK * (len(blocks) - 1)], blocks.dtype)
+
+
+def _held(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A state beside a parameter, in a dtype that it may have not been in."""
+    if value.dtype == dtype:
+        return value
+    if _is_in_blocks(value, param):
+        value = _from_blocks(value, param)
+    if value.dtype in IN_8_BITS or (dtype in IN_8_BITS and value.shape != param.shape):
+        return value  # of another parameter: a step refuses it by name
+    return _to_blocks(value, param, dtype) if dtype in IN_8_BITS else value.to(dtype)
 
 
 def _is_dense(param: torch.Tensor) -> bool:
@@ -255,6 +306,7 @@ class Optimizer(torch.optim.Optimizer):
     _progress: ClassVar[tuple[str, ...]]
     _own: ClassVar[tuple[str, ...]]
     _others: ClassVar[Mapping[str, Any]]
+    _never_negative: ClassVar[frozenset[str]]
     _signature: ClassVar[inspect.Signature]
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -335,8 +387,18 @@ class Optimizer(torch.optim.Optimizer):
                     reason = REFUSED.get(name, f"gradstep.{cls.__name__} has no such option")
                     raise ValueError(f"{name} must be {default!r}, got {group[name]!r}: {reason}")
             names = STATE_NAMES.get(cls.__name__, {})
+            self._check_fits_8_bits(group["params"], options["state_dtype"])
             found = known[index] = _Settings(cls, options, names, cls.__name__ not in UNCOUNTED)
         return found
+
+    def _check_fits_8_bits(self, params: Iterable[torch.Tensor], state_dtype: Any) -> None:
+        if _state_dtype(state_dtype) != torch.int8:
+            return
+        for param in params:
+            if param.dtype == torch.float64:
+                raise TypeError(
+                    f"state_dtype is int8, which {self._name(param)} of float64 does not take"
+                )
 
     def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         group = self.param_groups[index]
@@ -376,40 +438,50 @@ class Optimizer(torch.optim.Optimizer):
     def _made(self, indices: Sequence[int], params: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """New states, which lie beside one another, as those of the classes of `gradstep` do."""
         settings = [self._settings(index) for index in indices]
-        made: dict[int, dict[str, Any]] = {}
-        for dtype in dict.fromkeys(one.state_dtype for one in settings):
-            places = [i for i, one in enumerate(settings) if one.state_dtype is dtype]
-            its = [settings[i] for i in places], [params[i] for i in places]
-            made |= zip(places, self._made_in(dtype, *its), strict=True)
-        return [made[i] for i in range(len(params))]
-
-    def _made_in(
-        self,
-        dtype: torch.dtype | None,
-        settings: Sequence[_Settings],
-        params: Sequence[torch.Tensor],
-    ) -> list[dict[str, Any]]:
-        """Those of one dtype; None: each of that of its parameter."""
-        shapes = [one.shapes(param.shape) for one, param in zip(settings, params, strict=True)]
-        kinds = list(zip_longest(*[its.values() for its in shapes], fillvalue=(0,)))
-        held = None if dtype is None else _in_numpy(torch.empty(0, dtype=dtype)).dtype
-        rooms = zeros_beside([_in_numpy(p) for p in params], kinds, [held] * len(kinds))
+        forms = [self._forms(one, param) for one, param in zip(settings, params, strict=True)]
+        none = (0,), torch.float32
+        kinds = list(zip_longest(*[its.values() for its in forms], fillvalue=none))
+        shapes = [[shape for shape, _ in kind] for kind in kinds]
+        dtypes = [[_in_numpy(torch.empty(0, dtype=d)).dtype for _, d in kind] for kind in kinds]
+        rooms = zeros_beside([_in_numpy(p) for p in params], shapes, dtypes)
         states = []
-        for one, param, its, *arrays in zip(settings, params, shapes, *rooms, strict=True):
-            here = dtype or param.dtype
-            counts = one.counts or not NARROW.isdisjoint((param.dtype, here))
-            state: dict[str, Any] = {"step": self._count(0.0)} if counts else {}
+        for one, param, its, *arrays in zip(settings, params, forms, *rooms, strict=True):
+            narrow = NARROW.intersection([param.dtype, *(dtype for _, dtype in its.values())])
+            state: dict[str, Any] = {"step": self._count(0.0)} if one.counts or narrow else {}
             state |= one.progress
-            for name, array in zip(its, arrays, strict=False):
-                tensor = torch.from_numpy(array).view(here)
-                if start := one.starts[name]:
-                    if start > torch.finfo(here).max:
-                        raise ValueError(f"{name} begins with {start}, which {here} cannot hold")
+            for (name, (shape, dtype)), array in zip(its.items(), arrays, strict=False):
+                tensor = torch.from_numpy(array).view(dtype)
+                start = one.starts[name]
+                if start and dtype in IN_8_BITS:
+                    _fill_blocks(array, start, param.numel())
+                elif start:
+                    if start > torch.finfo(dtype).max:
+                        raise ValueError(f"{name} begins with {start}, which {dtype} cannot hold")
                     tensor.fill_(start)
-                is_like = array.shape == param.shape
+                is_like = shape == param.shape
                 state[name] = tensor.as_strided(param.shape, param.stride()) if is_like else tensor
             states.append(state)
         return states
+
+    def _forms(
+        self, settings: _Settings, param: torch.Tensor
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The shape and the dtype of each state that there is beside a parameter."""
+        forms = {}
+        for name, shape in settings.shapes(param.shape).items():
+            dtype = self._dtype_of(name, param, settings.state_dtype)
+            forms[name] = blocks_shape(param.numel()) if dtype in IN_8_BITS else shape, dtype
+        return forms
+
+    def _dtype_of(
+        self, state: str, param: torch.Tensor, state_dtype: torch.dtype | None
+    ) -> torch.dtype:
+        """What a state beside a parameter has, where the option is `state_dtype`."""
+        if state_dtype != torch.int8:
+            return state_dtype or param.dtype
+        if param.numel() < LEAST_IN_8_BITS:
+            return torch.float32
+        return torch.uint8 if state in self._never_negative else torch.int8
 
     @classmethod
     def _count(cls, value: float) -> torch.Tensor:
@@ -433,12 +505,16 @@ class Optimizer(torch.optim.Optimizer):
         """Go on where `state_dict()` was taken, of this class or of PyTorch's.
 
         The options of the groups come with it; where it is of PyTorch's, `state_dtype`, `rounding`
-        and `rounding_seed` stay. States become of that dtype, or of their parameter's.
+        and `rounding_seed` stay. States become of that dtype, or of their parameter's; those in 8
+        bits are what they were. Where it would put such beside float64, nothing changes.
         """
 
         def keep(_: Any, state_dict: dict[str, Any]) -> None:
             ids = [i for group in state_dict["param_groups"] for i in group["params"]]
             self._as_saved = [state_dict["state"].get(i, {}) for i in ids]
+            for group, new in zip(self.param_groups, state_dict["param_groups"], strict=False):
+                state_dtype = new.get("state_dtype", group["state_dtype"])
+                self._check_fits_8_bits(group["params"], state_dtype)
 
         # The last hook, so that it sees what those before it have made of the states.
         handle = self.register_load_state_dict_pre_hook(keep)
@@ -483,8 +559,8 @@ class Optimizer(torch.optim.Optimizer):
         """Counts become tensors, and states are laid out as their parameter is."""
         tensors = {k: v for k, v in state.items() if k != "step" and isinstance(v, torch.Tensor)}
         for name, value in tensors.items():  # which PyTorch has brought to the parameter's dtype
-            if dtype and value.dtype != dtype:
-                state[name] = saved[name].to(value.device, dtype)
+            before = saved.get(name, value).to(value.device)
+            state[name] = _held(before, param, self._dtype_of(name, param, dtype))
         narrow = NARROW.intersection([param.dtype, *(state[name].dtype for name in tensors)])
         if state and narrow and self._class.__name__ in UNCOUNTED:
             state.setdefault("step", self._count(1.0))  # any but the first
@@ -536,6 +612,8 @@ class _ScheduleFree(Optimizer):
     def _points(self, param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A parameter and its `z` as the arithmetic has them: in place, unless they are narrow."""
         z = self.state[param].get("z")
+        if _is_dense(param) and _is_in_blocks(z, param):
+            z = _from_blocks(z, param)
         kinds = [(x.dtype, x.device, x.shape) for x in (param, z) if isinstance(x, torch.Tensor)]
         of_one = [kind[1:] for kind in kinds]
         if not _is_dense(param) or of_one != of_one[:1] * 2 or z.dtype not in DTYPES.values():
@@ -578,6 +656,7 @@ def _optimizer(name: str) -> type[Optimizer]:
         parameters = {**shared, **extra}
     like = f"`torch.optim.{theirs.__name__}`" if theirs else "those of `torch.optim`"
     options = tuple(p for p in own if p != "params")
+    names = STATE_NAMES.get(name, {})
     taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
     bases = {averaging.ScheduleFree: _ScheduleFree, orthogonal.Muon: _Muon}
     base = next((bases[one] for one in cls.__mro__ if one in bases), Optimizer)
@@ -594,6 +673,11 @@ def _optimizer(name: str) -> type[Optimizer]:
             "_options": options,
             "_progress": tuple(AS_IN_TORCH.get(cls, cls).progress),
             "_own": tuple(beside),
+            "_never_negative": frozenset(
+                names.get(state, state)
+                for rule in cls.rules
+                for state in CORE_RULES[rule].never_negative
+            ),
             "_others": {
                 name: p.default
                 for name, p in shared.items()
