@@ -384,10 +384,118 @@ def test_files_keep_the_dtypes(tmp_path):
         opt32.load_state_dict(plain.state_dict())
 
 
+CLASSES_IN_8_BITS = [
+    (gs.Adam, {}),
+    (gs.AdamW, {"amsgrad": True}),
+    (gs.Adagrad, {"initial_accumulator_value": 0.1}),
+    (gs.Nesterov, {"lr": 0.1}),
+    (gs.Lion, {}),
+    (gs.Rprop, {}),
+    (gs.ASGD, {"t0": 1}),
+    (gs.ScheduleFreeAdamW, {}),
+]
+SHAPES = {"large": (4096,), "small": (4095,), "matrix": (3, 4097), "none": (0,)}
+
+
+@pytest.mark.parametrize(("cls", "options"), CLASSES_IN_8_BITS)
+def test_classes_in_8_bits(cls, options, tmp_path, level):
+    """As the oracle, as on disk, and as from a file."""
+    results = []
+    for way in ("native", "numpy", "disk", "file"):
+        rng = np.random.default_rng(0)
+        params = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}
+        make = reference.in_numpy(cls) if way == "numpy" else cls
+        held = {"state_dtype": "int8", "rounding_seed": 9}
+        beside = {"state_dir": tmp_path} if way == "disk" else {}
+        opt = make(params, **options, **held, **beside)
+        assert opt.state[next(iter(opt.state))]["small"].dtype == FLOAT32
+        for t in range(3):
+            grads = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}
+            opt.step(grads, clip_norm=2.0)
+            if way == "file" and t == 0:
+                opt.save(tmp_path / "file")
+                opt = cls(params, **options, **held)
+                opt.load(tmp_path / "file")
+        for state, arrays in opt.state.items():
+            dtype = UINT8 if state in RULES[opt.rule].never_negative else INT8
+            assert (arrays["large"].dtype, arrays["large"].shape) == (dtype, (16, 257))
+        results.append([*params.values(), *(a for s in opt.state.values() for a in s.values())])
+        if isinstance(opt, gs.ScheduleFreeAdamW):
+            opt.eval()
+            results[-1] += [*params.values()]
+        if isinstance(opt, gs.ASGD):
+            results[-1] += [*opt.average().values()]
+        if isinstance(opt, gs.Nesterov):
+            results[-1] += [*opt.position().values()]
+            opt.settle()
+            assert not any(v.any() for v in opt.state["v"].values())
+    for others in results[1:]:
+        for a, b in zip(others, results[0], strict=True):
+            assert_same_bits(np.asarray(a), b)
+
+
+def test_what_8_bits_begin_with():
+    """The nearest number, in every block, and zeros after the last."""
+    opt = gs.Adagrad(np.ones(5000, np.float32), initial_accumulator_value=0.3, state_dtype="int8")
+    held = opt.state["s"]
+    exact = reference.to_blocks(np.full(5000, 0.3, np.float32), UINT8)
+    assert_same_bits(held, exact)
+    numbers = reference.from_blocks(held, 20 * 256)
+    assert np.abs(numbers[:5000] / 0.3 - 1).max() < 1 / 16
+    assert not numbers[5000:].any()
+
+
+def test_files_of_8_bits_are_converted_when_asked(tmp_path):
+    def make(state_dtype, size=5000):
+        return gs.Adam(np.ones(size, np.float32), lr=0.1, state_dtype=state_dtype)
+
+    opt, wide = make("int8"), make("float32")
+    opt.step(np.linspace(-1, 1, 5000).astype(np.float32))
+    opt.save(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="does not fit"):
+        wide.load(tmp_path / "narrow")
+    wide.load(tmp_path / "narrow", convert=True)
+    for state in ("m", "v"):
+        assert_same_bits(wide.state[state], reference.from_blocks(opt.state[state], 5000))
+    wide.save(tmp_path / "wide")
+    again = make("int8")
+    again.load(tmp_path / "wide", convert=True)
+    for state in ("m", "v"):
+        nearest = reference.to_blocks(wide.state[state], opt.state[state].dtype)
+        assert_same_bits(again.state[state], nearest)
+    half = make("float16")
+    half.load(tmp_path / "narrow", convert=True)
+    assert half.state["v"].dtype == FLOAT16
+    before = [array.copy() for array in again._arrays()]
+    with pytest.raises(ValueError, match=r"params is float32 of shape .*, not float32 of shape"):
+        make("float32", 5001).load(tmp_path / "narrow", convert=True)
+    small = make("int8", 100)
+    small.save(tmp_path / "small")
+    with pytest.raises(ValueError, match="params is float32 of shape"):
+        again.load(tmp_path / "small", convert=True)
+    for a, b in zip(again._arrays(), before, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_8_bits_hold_what_is_not_finite(level):
+    """Where it is, and the numbers beside it."""
+    w, m, v = np.ones(600, np.float32), *(state_zeros("adam", s, 600, INT8) for s in "mv")
+    g = np.full(600, 0.5, np.float32)
+    g[[3, 300]] = np.nan, np.inf
+    functional.adam(w, g, m, v, t=1)
+    for state, number in (m, 0.05), (v, 0.00025):
+        back = reference.from_blocks(state, 600)
+        assert np.flatnonzero(np.isnan(back)).tolist() == [3]
+        assert np.flatnonzero(np.isinf(back)).tolist() == [300]
+        others = np.delete(back, [3, 300])
+        assert (np.abs(others / number - 1) < 1 / 8).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"state_dtype": "int32"}, TypeError, "state_dtype must be one of .*, got 'int32'"),
+        ({"state_dtype": "uint8"}, TypeError, "state_dtype must be one of .* int8, got 'uint8'"),
         ({"state_dtype": "bfloat"}, TypeError, "state_dtype must be one of .*, got 'bfloat'"),
         ({"state_dtype": ">f4"}, TypeError, "state_dtype must be one of .*, got '>f4'"),
         ({"state_dtype": "float64"}, TypeError, "state m cannot have dtype float64 beside params"),
@@ -411,6 +519,21 @@ def test_what_does_not_go():
         gs.LAMB(w.astype(BFLOAT16))
     with pytest.raises(TypeError, match="beside params, which is float64"):
         gs.Adam(np.ones(3), state_dtype="bfloat16")
+    with pytest.raises(TypeError, match=r"params\[1\] is float64, which takes no states in 8 bits"):
+        gs.Adam([w, np.ones(3)], state_dtype="int8")
+    with pytest.raises(TypeError, match=r"params must have dtype float32, .*, got int8"):
+        gs.Adam(np.ones(5000, np.int8))
+    blocks = np.zeros((1, 257), np.int8), np.zeros((1, 257), np.uint8)
+    for states, message in [
+        (blocks[::-1], "m cannot have dtype uint8 beside param"),
+        ((blocks[0], np.zeros((2, 257), np.uint8)), r"v must have the shape \(1, 257\), got \(2,"),
+        ((blocks[0], np.zeros(12, np.uint8)), r"v must have the shape \(1, 257\), got \(12,\)"),
+        ((blocks[0], blocks[0].view(np.uint8)), "v shares memory with m"),
+        ((blocks[0], np.zeros((1, 514), np.uint8)[:, ::2]), "v must be C-contiguous"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            functional.adam(w, np.ones((4, 3), np.float32), *states)
+    assert (w == 1).all()
     opt = gs.Adam(w)
     with pytest.raises(TypeError, match="grads must not be wider than the arithmetic of params"):
         opt.step(np.ones((4, 3)))
