@@ -15,6 +15,7 @@ from oracle import LARGE_SIZES, RULES, THREADS, assert_same_bits, hostile, hyper
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16, FLOAT32, FLOAT64 = map(np.dtype, (np.float16, np.float32, np.float64))
+INT8, UINT8 = map(np.dtype, (np.int8, np.uint8))
 
 ANY_STORAGE = [name for name, rule in RULES.items() if rule.any_storage]
 #: Of the parameter, the gradient and the states.
@@ -28,16 +29,26 @@ HELD = [
     (BFLOAT16, FLOAT16, FLOAT16),
     (FLOAT64, FLOAT64, FLOAT32),
     (FLOAT64, BFLOAT16, FLOAT64),
+    (FLOAT32, FLOAT32, INT8),
+    (BFLOAT16, BFLOAT16, INT8),
+    (FLOAT16, FLOAT32, INT8),
 ]
 every_held = pytest.mark.parametrize(
     "held", HELD, ids=lambda held: "-".join(dtype.name for dtype in held)
 )
-SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 65, 511, 512, 513, 2 * 512 + 1)
+SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 65, 255, 256, 257, 511, 512, 513, 2 * 512 + 1)
 
 
 def narrow(rng, size, dtype, numbers):
     with np.errstate(over="ignore"):
         return numbers(rng, size, np.float64 if dtype == FLOAT64 else np.float32).astype(dtype)
+
+
+def state_zeros(rule, state, size, dtype):
+    if dtype != INT8:
+        return np.zeros(size, dtype)
+    held = UINT8 if state in RULES[rule].never_negative else INT8
+    return np.zeros(reference.blocks_shape(size), held)
 
 
 def steps(rule, sizes, held, numbers, stochastic, threads, natively):
@@ -46,7 +57,7 @@ def steps(rule, sizes, held, numbers, stochastic, threads, natively):
     param, grad, state = held
     names = RULES[rule].states
     params = [narrow(rng, size, param, numbers) for size in sizes]
-    states = [[np.zeros(size, state) for size in sizes] for _ in names]
+    states = [[state_zeros(rule, name, size, state) for size in sizes] for name in names]
     nouns, suffixes = ["params", "grads", *names], [str(i) for i in range(len(sizes))]
     plan = (_core if natively else reference).Plan(rule, params, states, nouns, suffixes)
     plan.set_rounding(stochastic, 5)
@@ -91,6 +102,70 @@ def test_threads(rule, held, level):
         actual = steps(*arguments, threads=threads, natively=True)
         for a, b in zip(actual, oracle(*arguments), strict=True):
             assert_same_bits(a, b, f"{threads} threads")
+
+
+@pytest.mark.parametrize("dtype", [INT8, UINT8])
+def test_every_code_comes_and_goes(dtype):
+    """Of a block of each exponent: what numbers are, and that they become the nearest."""
+    codes = np.arange(256)
+    exponents = np.arange(256)
+    held = np.empty((256, 257), np.uint8)
+    held[:, 0], held[:, 1:] = exponents, codes.reshape(4, 64).T.ravel()
+    numbers = reference.from_blocks(held.view(dtype), 2**16).reshape(256, 256)
+    size = codes % (128 if dtype == INT8 else 256)
+    top = 15 if dtype == INT8 else 31
+    exponent = np.maximum(exponents | 1, reference.LEAST_EXPONENT) - 127.0
+    with np.errstate(over="ignore"):
+        powers = 2.0 ** (exponent[:, None] + 1 - top)
+        exact = ((1 + size % 8 / 8) * 2.0 ** (size // 8) - 1) * powers
+        exact = exact.astype(np.float32)
+    last = 127 if dtype == INT8 else 255
+    exact[1::2, size == last], exact[1::2, size == last - 1] = np.nan, np.inf
+    exact = np.where(codes > last, -exact, exact)
+    assert_same_bits(numbers, exact)
+    for x, power in zip(exact, exponent - top, strict=True):
+        back = reference.from_blocks(reference.to_blocks(x, dtype), 256)
+        finite = np.isfinite(x)
+        assert_same_bits(back[~finite], x[~finite])
+        off = np.abs(back[finite].astype(float) - x[finite])
+        assert (off <= np.maximum(np.abs(x[finite].astype(float)) / 8, 2.0**power)).all()
+
+
+@pytest.mark.parametrize("dtype", [INT8, UINT8])
+@pytest.mark.parametrize("largest", [1.0, 3.9, 3e38, 1e-20])
+def test_blocks_have_the_right_mean(dtype, largest):
+    """Numbers of all sizes down to a thousandth of the largest, and how far they may be off."""
+    rng = np.random.default_rng(0)
+    x = np.float32(largest) * rng.uniform(0, 1, 2**10).astype(np.float32) ** 2
+    if dtype == INT8:
+        x *= rng.choice(np.float32([-1, 1]), x.size)
+    draws = 2000
+    seen = np.zeros(x.size)
+    for t in range(draws):
+        chance = reference.block_chance(1, t, 0, 1, x.size)
+        back = reference.from_blocks(reference.to_blocks(x, dtype, chance), x.size)
+        step = np.maximum(np.abs(x) / 4, largest * 2.0**-15)
+        assert (np.abs(back - x) <= step).all()
+        seen += back
+    deviation = np.abs(seen / draws - x) / step
+    assert deviation.max() < 5 / np.sqrt(draws)
+    assert deviation.mean() < 1 / np.sqrt(draws)
+
+
+def test_no_square_becomes_0():
+    x = np.float32([1.0, 1e-20, 0.0, 1e-44])
+    for chance in (None, np.zeros((1, 256), np.uint32)):
+        back = reference.from_blocks(reference.to_blocks(x, UINT8, chance), 4)
+        assert (back > 0).tolist() == [True, True, False, True]
+
+
+def test_block_chances_differ():
+    """Between the elements of a block, which share them two by two."""
+    drawn = np.array([reference.block_chance(0, t, 0, 1, 256)[0] for t in range(4000)])
+    correlations = np.corrcoef((drawn >> 12).T) - np.eye(256)
+    assert np.abs(correlations).max() < 6 / np.sqrt(4000)
+    assert drawn.min() >= 0
+    assert 2**20 - 2000 < drawn.max() < 2**20
 
 
 def patterns(dtype):
@@ -309,10 +384,118 @@ def test_files_keep_the_dtypes(tmp_path):
         opt32.load_state_dict(plain.state_dict())
 
 
+CLASSES_IN_8_BITS = [
+    (gs.Adam, {}),
+    (gs.AdamW, {"amsgrad": True}),
+    (gs.Adagrad, {"initial_accumulator_value": 0.1}),
+    (gs.Nesterov, {"lr": 0.1}),
+    (gs.Lion, {}),
+    (gs.Rprop, {}),
+    (gs.ASGD, {"t0": 1}),
+    (gs.ScheduleFreeAdamW, {}),
+]
+SHAPES = {"large": (4096,), "small": (4095,), "matrix": (3, 4097), "none": (0,)}
+
+
+@pytest.mark.parametrize(("cls", "options"), CLASSES_IN_8_BITS)
+def test_classes_in_8_bits(cls, options, tmp_path, level):
+    """As the oracle, as on disk, and as from a file."""
+    results = []
+    for way in ("native", "numpy", "disk", "file"):
+        rng = np.random.default_rng(0)
+        params = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}
+        make = reference.in_numpy(cls) if way == "numpy" else cls
+        held = {"state_dtype": "int8", "rounding_seed": 9}
+        beside = {"state_dir": tmp_path} if way == "disk" else {}
+        opt = make(params, **options, **held, **beside)
+        assert opt.state[next(iter(opt.state))]["small"].dtype == FLOAT32
+        for t in range(3):
+            grads = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}
+            opt.step(grads, clip_norm=2.0)
+            if way == "file" and t == 0:
+                opt.save(tmp_path / "file")
+                opt = cls(params, **options, **held)
+                opt.load(tmp_path / "file")
+        for state, arrays in opt.state.items():
+            dtype = UINT8 if state in RULES[opt.rule].never_negative else INT8
+            assert (arrays["large"].dtype, arrays["large"].shape) == (dtype, (16, 257))
+        results.append([*params.values(), *(a for s in opt.state.values() for a in s.values())])
+        if isinstance(opt, gs.ScheduleFreeAdamW):
+            opt.eval()
+            results[-1] += [*params.values()]
+        if isinstance(opt, gs.ASGD):
+            results[-1] += [*opt.average().values()]
+        if isinstance(opt, gs.Nesterov):
+            results[-1] += [*opt.position().values()]
+            opt.settle()
+            assert not any(v.any() for v in opt.state["v"].values())
+    for others in results[1:]:
+        for a, b in zip(others, results[0], strict=True):
+            assert_same_bits(np.asarray(a), b)
+
+
+def test_what_8_bits_begin_with():
+    """The nearest number, in every block, and zeros after the last."""
+    opt = gs.Adagrad(np.ones(5000, np.float32), initial_accumulator_value=0.3, state_dtype="int8")
+    held = opt.state["s"]
+    exact = reference.to_blocks(np.full(5000, 0.3, np.float32), UINT8)
+    assert_same_bits(held, exact)
+    numbers = reference.from_blocks(held, 20 * 256)
+    assert np.abs(numbers[:5000] / 0.3 - 1).max() < 1 / 16
+    assert not numbers[5000:].any()
+
+
+def test_files_of_8_bits_are_converted_when_asked(tmp_path):
+    def make(state_dtype, size=5000):
+        return gs.Adam(np.ones(size, np.float32), lr=0.1, state_dtype=state_dtype)
+
+    opt, wide = make("int8"), make("float32")
+    opt.step(np.linspace(-1, 1, 5000).astype(np.float32))
+    opt.save(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="does not fit"):
+        wide.load(tmp_path / "narrow")
+    wide.load(tmp_path / "narrow", convert=True)
+    for state in ("m", "v"):
+        assert_same_bits(wide.state[state], reference.from_blocks(opt.state[state], 5000))
+    wide.save(tmp_path / "wide")
+    again = make("int8")
+    again.load(tmp_path / "wide", convert=True)
+    for state in ("m", "v"):
+        nearest = reference.to_blocks(wide.state[state], opt.state[state].dtype)
+        assert_same_bits(again.state[state], nearest)
+    half = make("float16")
+    half.load(tmp_path / "narrow", convert=True)
+    assert half.state["v"].dtype == FLOAT16
+    before = [array.copy() for array in again._arrays()]
+    with pytest.raises(ValueError, match=r"params is float32 of shape .*, not float32 of shape"):
+        make("float32", 5001).load(tmp_path / "narrow", convert=True)
+    small = make("int8", 100)
+    small.save(tmp_path / "small")
+    with pytest.raises(ValueError, match="params is float32 of shape"):
+        again.load(tmp_path / "small", convert=True)
+    for a, b in zip(again._arrays(), before, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_8_bits_hold_what_is_not_finite(level):
+    """Where it is, and the numbers beside it."""
+    w, m, v = np.ones(600, np.float32), *(state_zeros("adam", s, 600, INT8) for s in "mv")
+    g = np.full(600, 0.5, np.float32)
+    g[[3, 300]] = np.nan, np.inf
+    functional.adam(w, g, m, v, t=1)
+    for state, number in (m, 0.05), (v, 0.00025):
+        back = reference.from_blocks(state, 600)
+        assert np.flatnonzero(np.isnan(back)).tolist() == [3]
+        assert np.flatnonzero(np.isinf(back)).tolist() == [300]
+        others = np.delete(back, [3, 300])
+        assert (np.abs(others / number - 1) < 1 / 8).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"state_dtype": "int32"}, TypeError, "state_dtype must be one of .*, got 'int32'"),
+        ({"state_dtype": "uint8"}, TypeError, "state_dtype must be one of .* int8, got 'uint8'"),
         ({"state_dtype": "bfloat"}, TypeError, "state_dtype must be one of .*, got 'bfloat'"),
         ({"state_dtype": ">f4"}, TypeError, "state_dtype must be one of .*, got '>f4'"),
         ({"state_dtype": "float64"}, TypeError, "state m cannot have dtype float64 beside params"),
@@ -336,6 +519,21 @@ def test_what_does_not_go():
         gs.LAMB(w.astype(BFLOAT16))
     with pytest.raises(TypeError, match="beside params, which is float64"):
         gs.Adam(np.ones(3), state_dtype="bfloat16")
+    with pytest.raises(TypeError, match=r"params\[1\] is float64, which takes no states in 8 bits"):
+        gs.Adam([w, np.ones(3)], state_dtype="int8")
+    with pytest.raises(TypeError, match=r"params must have dtype float32, .*, got int8"):
+        gs.Adam(np.ones(5000, np.int8))
+    blocks = np.zeros((1, 257), np.int8), np.zeros((1, 257), np.uint8)
+    for states, message in [
+        (blocks[::-1], "m cannot have dtype uint8 beside param"),
+        ((blocks[0], np.zeros((2, 257), np.uint8)), r"v must have the shape \(1, 257\), got \(2,"),
+        ((blocks[0], np.zeros(12, np.uint8)), r"v must have the shape \(1, 257\), got \(12,\)"),
+        ((blocks[0], blocks[0].view(np.uint8)), "v shares memory with m"),
+        ((blocks[0], np.zeros((1, 514), np.uint8)[:, ::2]), "v must be C-contiguous"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            functional.adam(w, np.ones((4, 3), np.float32), *states)
+    assert (w == 1).all()
     opt = gs.Adam(w)
     with pytest.raises(TypeError, match="grads must not be wider than the arithmetic of params"):
         opt.step(np.ones((4, 3)))
