@@ -193,19 +193,6 @@ def test_layouts(name, layout):
         assert_equal([a.permute(*order) if a.shape else a], [b])
 
 
-def oracle_in_8_bits(name, arrays, **options):
-    """The class of gradstep in NumPy, whose states begin in 8 bits."""
-    twin = reference.in_numpy(getattr(gs, name))(arrays, state_dtype="float32", **options)
-    stochastic = options.get("rounding") != "nearest"
-    twin._plan.set_rounding(stochastic, options.get("rounding_seed", 0))
-    for state, kept in twin._states.items():
-        for i, array in enumerate(kept):
-            never_negative = state in RULES[twin.rule].never_negative
-            dtype = np.dtype(np.uint8 if never_negative else np.int8)
-            kept[i] = array if array.size < 4096 else reference.to_blocks(array, dtype)
-    return twin
-
-
 KNOWN = {}
 
 
@@ -216,7 +203,7 @@ def steps_of_the_oracle(name, options, held):
         KNOWN.clear()
         params = parameters(*SHAPES_IN_8_BITS, dtype=held[0], grad_dtype=held[1])
         arrays = [in_numpy(p) for p in params]
-        twin = oracle_in_8_bits(name, arrays, **options)
+        twin = reference.in_numpy(getattr(gs, name))(arrays, state_dtype="int8", **options)
         for t in range(3):
             give_gradients(params, t)
             twin.step([in_numpy(p.grad) for p in params])
@@ -247,7 +234,10 @@ def test_threads_over_states_in_8_bits(threads, level):
     gs.set_num_threads(threads)
     params = parameters((300_001,), (5000,), dtype=FLOAT32)
     arrays = [in_numpy(p) for p in params]
-    opt, twin = gt.Adam(params, state_dtype=INT8), oracle_in_8_bits("Adam", arrays)
+    opt, twin = (
+        gt.Adam(params, state_dtype=INT8),
+        reference.in_numpy(gs.Adam)(arrays, state_dtype="int8"),
+    )
     steps(opt, params, range(2))
     for t in range(2):
         give_gradients(params, t)
@@ -275,6 +265,44 @@ def test_states_in_8_bits_are_in_the_order_of_memory(layout):
         twin.step()
     assert_equal([ours.permute(order)], [plain])
     assert_equal(states(opt), states(twin))
+
+
+def test_states_in_8_bits_know_the_order_of_memory():
+    """When that of the parameter becomes another, a step refuses them, and a load follows it."""
+    (param,) = parameters((3, 70, 61, 1), dtype=FLOAT32)
+    opt = gt.Adam([param], state_dtype="int8")
+    steps(opt, [param], range(2))
+    saved = through_a_file(opt.state_dict())
+    wide = gt.Adam([param], state_dtype="int8")
+    held = copy.deepcopy(saved)
+    held["param_groups"][0]["state_dtype"] = None
+    wide.load_state_dict(held)
+    before = in_numpy(param)
+    param.data = param.data.to(memory_format=torch.channels_last)
+    give_gradients([param], 2)
+    wanted = (
+        "state 'axes' of params[0] (shape (3, 70, 61, 1)) must be ((0, 3), (2, 61), (1, 70)), its "
+        "parameter's axes and their sizes in the order of memory, got ((0, 3), (1, 70), (2, 61))"
+    )
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        opt.step()
+    assert_same_bits(in_numpy(param), before)
+    opt.load_state_dict(saved)
+    for name, dtype in [("exp_avg", INT8), ("exp_avg_sq", UINT8)]:
+        numbers = in_numpy(wide.state[param][name].permute(0, 2, 3, 1))
+        wanted = reference.to_blocks(numbers, IN_NUMPY[dtype])
+        assert_same_bits(in_numpy(opt.state[param][name]), wanted)
+    opt.step()
+    # As many elements, but not those.
+    (other,) = parameters((61, 70, 3, 1), dtype=FLOAT32)
+    opt = gt.Adam([other])
+    opt.load_state_dict(saved)
+    give_gradients([other], 2)
+    with pytest.raises(ValueError, match=re.escape("got ((0, 3), (1, 70), (2, 61))")):
+        opt.step()
+    del opt.state[other]["axes"]
+    with pytest.raises(ValueError, match=re.escape("(shape (61, 70, 3, 1)) has no 'axes', only")):
+        opt.step()
 
 
 # Memory -------------------------------------------------------------------------------------------

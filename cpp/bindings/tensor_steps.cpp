@@ -385,7 +385,7 @@ class TensorSteps {
   void attach_states(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its, const TensorRule& rule) const {
     dlpack::Tensor tensor;
     const auto axes = static_cast<std::size_t>(its.ndim);
-    bool narrow = !is_wide(slot.memory.storage);
+    bool narrow = !is_wide(slot.memory.storage), blocked = false;
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
       if (!has_state(rule.spec, static_cast<int>(k), axes)) continue;
       const py::handle state = item(optimizer, slot, rule.states[k]);
@@ -395,6 +395,7 @@ class TensorSteps {
           held && (any_storage ? state_fits(rule.spec.states[k], memory_of(tensor).storage, slot.memory.storage)
                                : memory_of(tensor).storage == slot.memory.storage);
       if (held && any_storage && slot.single_precision() && is_blocked(memory_of(tensor).storage)) {
+        blocked = true;
         const Shape shape = {blocks_of(slot.memory.size), held_block};
         if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))
           throw py::value_error(described(optimizer, slot, rule.states[k]) +
@@ -414,6 +415,7 @@ class TensorSteps {
       slot.is_stored |= slot.states[k].storage != arithmetic_of(slot.memory.storage);
       narrow |= !is_wide(slot.states[k].storage);
     }
+    if (blocked) check_axes(optimizer, slot, its);
     slot.progress.clear();
     for (const py::str& key : rule.progress) {
       const py::handle number = item(optimizer, slot, key);
@@ -436,6 +438,23 @@ class TensorSteps {
           " must be one float32 or float64 number in the memory of the CPU, whole and at least 0, got " +
           (known ? text(py::float_(taken)) : shown(count)));
     slot.t = static_cast<std::int64_t>(taken) + 1;
+  }
+
+  // Blocks do not show for which elements their numbers were, so that stands beside them: the axes of more than one,
+  // with their sizes, as they lay in memory, from the outermost on.
+  void check_axes(const py::object& optimizer, const Slot& slot, const dlpack::Tensor& its) const {
+    std::vector<std::pair<std::int32_t, std::int64_t>> axes;
+    for (std::int32_t i = 0; i < its.ndim; ++i)
+      if (its.shape[i] > 1) axes.emplace_back(i, its.shape[i]);
+    if (!is_contiguous(its))
+      std::sort(axes.begin(), axes.end(),
+                [&](const auto& a, const auto& b) { return its.strides[a.first] > its.strides[b.first]; });
+    const py::handle known = item(optimizer, slot, axes_name_);
+    const py::tuple lying(py::cast(axes));
+    if (!lying.equal(known))
+      throw py::value_error(described(optimizer, slot, axes_name_) + " must be " + text(lying) +
+                            ", its parameter's axes and their sizes in the order of memory, got " +
+                            text(py::repr(known)));
   }
 
   static std::string described(const py::object& optimizer, const Slot& slot, const py::str& state) {
@@ -690,7 +709,8 @@ class TensorSteps {
   };
 
   py::object relaid_, increment_version_;
-  py::str grad_name_ = interned("grad"), state_name_ = interned("state"), step_name_ = interned("step");
+  py::str grad_name_ = interned("grad"), state_name_ = interned("state"), step_name_ = interned("step"),
+          axes_name_ = interned("axes");
   std::vector<Slot> slots_;
   std::vector<std::size_t> missing_;  // the slots that have no states yet
   std::int64_t size_ = 0;             // elements of all slots

@@ -97,11 +97,9 @@ COUNTED_IN_DOUBLE = ("SparseAdam",)
 
 #: What steps take, by name.
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.FLOATS}
-#: And what states may have beside. int8 stands for both of the next two.
-STATE_DTYPES: Mapping[str, torch.dtype] = {**DTYPES, "int8": torch.int8}
-#: Parameters of fewer elements have states in float32 instead.
-LEAST_IN_8_BITS = 4096
-#: 8 bits are blocks of whole numbers: with a sign, and for states that are never negative.
+#: What states may be held in; int8 stands for both of the next two.
+STATE_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.STATES}
+#: 8 bits are whole numbers in blocks: with a sign, and for states that are never negative.
 IN_8_BITS = (torch.int8, torch.uint8)
 #: Those that are rounded to by chance. Steps are counted there by every rule: chances differ.
 NARROW = frozenset({torch.bfloat16, torch.float16, *IN_8_BITS})
@@ -164,12 +162,23 @@ def _state_dtype(value: Any) -> torch.dtype | None:
     return dtype
 
 
-def _is_in_blocks(value: Any, param: torch.Tensor) -> bool:
+def _axes(param: torch.Tensor) -> tuple[tuple[int, int], ...]:
+    """The axes of more than one element, with their sizes, from the outermost in memory on.
+
+    It stands beside states in 8 bits, which do not show for which elements their numbers are.
+    """
+    axes = [axis for axis, size in enumerate(param.shape) if size > 1]
+    axes.sort(key=param.stride, reverse=True)
+    return tuple((axis, param.shape[axis]) for axis in axes)
+
+
+def _is_in_blocks(value: Any, param: torch.Tensor, axes: Any) -> bool:
     """Whether it has a number for each element of a parameter, in 8 bits."""
     return (
         isinstance(value, torch.Tensor)
         and value.dtype in IN_8_BITS
         and value.shape == blocks_shape(param.numel())
+        and sorted(axes) == sorted(_axes(param))
     )
 
 
@@ -179,12 +188,11 @@ def _to_blocks(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype) -> 
     return torch.from_numpy(to_blocks(in_order.numpy(), np.dtype(f"{dtype}".split(".")[1])))
 
 
-def _from_blocks(held: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """The float32 numbers of a state in 8 bits, laid out as its parameter is."""
-    numbers = torch.empty_like(param.detach(), dtype=torch.float32)
-    in_order = from_blocks(held.numpy(), param.numel())
-    numbers.as_strided((param.numel(),), (1,)).copy_(torch.from_numpy(in_order))
-    return numbers
+def _from_blocks(held: torch.Tensor, param: torch.Tensor, axes: Any) -> torch.Tensor:
+    """The float32 numbers of a state in 8 bits."""
+    in_order = from_blocks(held.numpy(), param.numel()).reshape([size for _, size in axes])
+    numbers = in_order.transpose(np.argsort([axis for axis, _ in axes]))
+    return torch.from_numpy(numbers.reshape(param.shape))
 
 
 def _fill_blocks(blocks: Any, value: float, size: int) -> None:
@@ -194,12 +202,12 @@ def _fill_blocks(blocks: Any, value: float, size: int) -> None:
     blocks[-1:] = to_blocks(numbers[: size - STATE_BLOCK * (len(blocks) - 1)], blocks.dtype)
 
 
-def _held(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A state beside a parameter, in a dtype that it may have not been in."""
-    if value.dtype == dtype:
-        return value
-    if _is_in_blocks(value, param):
-        value = _from_blocks(value, param)
+def _held(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype, axes: Any) -> torch.Tensor:
+    """A state of a checkpoint in the dtype that it shall have. `axes`: those beside 8 bits."""
+    if _is_in_blocks(value, param, axes):
+        if value.dtype == dtype and axes == _axes(param):
+            return value
+        value = _from_blocks(value, param, axes)
     if value.dtype in IN_8_BITS or (dtype in IN_8_BITS and value.shape != param.shape):
         return value  # of another parameter: a step refuses it by name
     return _to_blocks(value, param, dtype) if dtype in IN_8_BITS else value.to(dtype)
@@ -448,6 +456,8 @@ class Optimizer(torch.optim.Optimizer):
         for one, param, its, *arrays in zip(settings, params, forms, *rooms, strict=True):
             narrow = NARROW.intersection([param.dtype, *(dtype for _, dtype in its.values())])
             state: dict[str, Any] = {"step": self._count(0.0)} if one.counts or narrow else {}
+            if not narrow.isdisjoint(IN_8_BITS):
+                state["axes"] = _axes(param)
             state |= one.progress
             for (name, (shape, dtype)), array in zip(its.items(), arrays, strict=False):
                 tensor = torch.from_numpy(array).view(dtype)
@@ -479,7 +489,7 @@ class Optimizer(torch.optim.Optimizer):
         """What a state beside a parameter has, where the option is `state_dtype`."""
         if state_dtype != torch.int8:
             return state_dtype or param.dtype
-        if param.numel() < LEAST_IN_8_BITS:
+        if param.numel() < check.LEAST_IN_8_BITS:
             return torch.float32
         return torch.uint8 if state in self._never_negative else torch.int8
 
@@ -558,9 +568,13 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Counts become tensors, and states are laid out as their parameter is."""
         tensors = {k: v for k, v in state.items() if k != "step" and isinstance(v, torch.Tensor)}
+        axes = state.pop("axes", ())
         for name, value in tensors.items():  # which PyTorch has brought to the parameter's dtype
             before = saved.get(name, value).to(value.device)
-            state[name] = _held(before, param, self._dtype_of(name, param, dtype))
+            state[name] = _held(before, param, self._dtype_of(name, param, dtype), axes)
+            if state[name].dtype in IN_8_BITS:
+                is_kept = before.dtype in IN_8_BITS and not _is_in_blocks(before, param, axes)
+                state["axes"] = axes if is_kept else _axes(param)
         narrow = NARROW.intersection([param.dtype, *(state[name].dtype for name in tensors)])
         if state and narrow and self._class.__name__ in UNCOUNTED:
             state.setdefault("step", self._count(1.0))  # any but the first
@@ -611,9 +625,10 @@ class _ScheduleFree(Optimizer):
 
     def _points(self, param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A parameter and its `z` as the arithmetic has them: in place, unless they are narrow."""
-        z = self.state[param].get("z")
-        if _is_dense(param) and _is_in_blocks(z, param):
-            z = _from_blocks(z, param)
+        state = self.state[param]
+        z, axes = state.get("z"), state.get("axes", ())
+        if _is_dense(param) and _is_in_blocks(z, param, axes):
+            z = _from_blocks(z, param, axes)
         kinds = [(x.dtype, x.device, x.shape) for x in (param, z) if isinstance(x, torch.Tensor)]
         of_one = [kind[1:] for kind in kinds]
         if not _is_dense(param) or of_one != of_one[:1] * 2 or z.dtype not in DTYPES.values():
