@@ -152,6 +152,12 @@ def _in_numpy(tensor: torch.Tensor) -> Any:
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """That of the arrays in which such numbers are held."""
+    held: np.dtype[Any] = _in_numpy(torch.empty(0, dtype=dtype)).dtype
+    return held
+
+
 def _state_dtype(value: Any) -> torch.dtype | None:
     """The option of that name, as a dtype of PyTorch."""
     dtype = value if isinstance(value, torch.dtype) else STATE_DTYPES.get(str(value))
@@ -185,7 +191,7 @@ def _is_in_blocks(value: Any, param: torch.Tensor, axes: Any) -> bool:
 def _to_blocks(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A state beside a parameter in 8 bits: the nearest, in the order of the parameter's memory."""
     in_order = _relaid(param, value.to(torch.float32)).as_strided((param.numel(),), (1,))
-    return torch.from_numpy(to_blocks(in_order.numpy(), np.dtype(f"{dtype}".split(".")[1])))
+    return torch.from_numpy(to_blocks(in_order.numpy(), _numpy_dtype(dtype)))
 
 
 def _from_blocks(held: torch.Tensor, param: torch.Tensor, axes: Any) -> torch.Tensor:
@@ -450,7 +456,7 @@ class Optimizer(torch.optim.Optimizer):
         none = (0,), torch.float32
         kinds = list(zip_longest(*[its.values() for its in forms], fillvalue=none))
         shapes = [[shape for shape, _ in kind] for kind in kinds]
-        dtypes = [[_in_numpy(torch.empty(0, dtype=d)).dtype for _, d in kind] for kind in kinds]
+        dtypes = [[_numpy_dtype(dtype) for _, dtype in kind] for kind in kinds]
         rooms = zeros_beside([_in_numpy(p) for p in params], shapes, dtypes)
         states = []
         for one, param, its, *arrays in zip(settings, params, forms, *rooms, strict=True):
@@ -515,8 +521,11 @@ class Optimizer(torch.optim.Optimizer):
         """Go on where `state_dict()` was taken, of this class or of PyTorch's.
 
         The options of the groups come with it; where it is of PyTorch's, `state_dtype`, `rounding`
-        and `rounding_seed` stay. States become of that dtype, or of their parameter's; those in 8
-        bits are what they were. Where it would put such beside float64, nothing changes.
+        and `rounding_seed` stay. States become of that dtype, or of their parameter's. Those in
+        8 bits stay what they are, unless the axes of their parameter lie in another order.
+
+        Raises:
+            TypeError: states would be in 8 bits beside a parameter of float64. Nothing has changed.
         """
 
         def keep(_: Any, state_dict: dict[str, Any]) -> None:
@@ -571,7 +580,8 @@ class Optimizer(torch.optim.Optimizer):
         axes = state.pop("axes", ())
         for name, value in tensors.items():  # which PyTorch has brought to the parameter's dtype
             before = saved.get(name, value).to(value.device)
-            state[name] = _held(before, param, self._dtype_of(name, param, dtype), axes)
+            if dtype or before.dtype in IN_8_BITS:
+                state[name] = _held(before, param, self._dtype_of(name, param, dtype), axes)
             if state[name].dtype in IN_8_BITS:
                 is_kept = before.dtype in IN_8_BITS and not _is_in_blocks(before, param, axes)
                 state["axes"] = axes if is_kept else _axes(param)
