@@ -1,17 +1,18 @@
 """States on disk, and steps over vectors that are larger than memory.
 
-A step goes over the arrays window by window. The system is told which window is next, so that it
-reads ahead, and which is done, so that it writes behind and takes the memory back.
+A step goes over the arrays window by window. Another thread reads the next one meanwhile, and the
+system is told which is done, so that it writes behind and takes the memory back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,7 @@ Treatment = tuple[float, float | None, float | None, bool]
 Scalars = tuple[int, Sequence[float], float, bool, int]
 
 #: Elements of each array that are in memory together, whole blocks of the norm.
-WINDOW = 256 * BLOCK
-#: What the system is told, where it can be told.
-_AHEAD, _BEHIND = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)
+WINDOW = 512 * BLOCK
 
 
 def checked_directory(path: str | os.PathLike[str]) -> Path:
@@ -198,8 +197,8 @@ class WindowedPlan:
             t = self.t
             now = (t if scalars is None else scalars[0], *self._scalars[1:])
             report = None
-            with _interrupts_held():
-                for plan, [gradient, *_] in self._sweep(vectors, with_states=True):
+            with _interrupts_held(), closing(self._sweep(vectors, with_states=True)) as windows:
+                for plan, gradient in windows:
                     plan.t = t
                     report = plan.step([gradient], treatment, now, norm=norm)
                 self.t = t + 1
@@ -211,71 +210,92 @@ class WindowedPlan:
 
     def _norm(self, vectors: Sequence[Array], scale: float) -> tuple[float, bool]:
         def total(unit: float) -> float:
-            windows = self._sweep(vectors, with_states=False)
-            sums = [plan.block_sums(arrays, scale, unit) for plan, arrays in windows]
+            with closing(self._sweep(vectors, with_states=False)) as windows:
+                sums = [plan.block_sums([part], scale, unit) for plan, part in windows]
             return _core.sum_of_blocks(np.concatenate([np.zeros(0), *sums]))
 
         return _core.norm_from(total, self._single)
 
     def _sweep(
         self, grads: Sequence[Array], with_states: bool
-    ) -> Iterator[tuple[_core.Plan, list[Array]]]:
-        """Each plan, and what of the gradient belongs to it; and the hints."""
+    ) -> Generator[tuple[_core.Plan, Array]]:
+        """Each plan, and what of the gradient belongs to it; closed, no thread is left."""
         touched = [
             [grad, *(vectors if with_states else [])]
             for grad, vectors in zip(grads, self._vectors, strict=True)
         ]
-        with contextlib.ExitStack() as stack:
-            files = [[stack.enter_context(_hinted(a)) for a in arrays] for arrays in touched]
+        with ExitStack() as stack:
+            releases = [[stack.enter_context(_releasing(a)) for a in arrays] for arrays in touched]
+            reader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
 
-            def hint(number: int, ahead: bool) -> None:
-                if number < len(self._windows):
+            def on_disk(number: int) -> Iterator[tuple[Array, Callable[[Array], None]]]:
+                if number in range(len(self._windows)):
                     i, window = self._windows[number]
-                    for tell, array in zip(files[i], touched[i], strict=True):
-                        tell(_part(array, window), ahead)
+                    for array, release in zip(touched[i], releases[i], strict=True):
+                        if release is not None:
+                            yield _part(array, window), release
 
-            hint(0, ahead=True)
+            def read(number: int) -> None:
+                for part, _ in on_disk(number):
+                    _read(part)
+
+            def give_back(number: int) -> None:
+                for part, release in on_disk(number):
+                    release(part)
+
+            coming = reader.submit(read, 0)
             for number, (plan, (i, window)) in enumerate(
                 zip(self._plans, self._windows, strict=True)
             ):
-                hint(number + 1, ahead=True)
-                yield plan, [touched[i][0][window]]
-                hint(number, ahead=False)
+                coming.result()
+                coming = reader.submit(read, number + 1)
+                yield plan, touched[i][0][window]
+                give_back(number)
+                give_back(number - 2)  # what could not go before it was written
 
 
-@contextlib.contextmanager
-def _hinted(array: Array) -> Iterator[Callable[[Array, bool], None]]:
-    """A function that tells the system about parts of an array: needed next, or done with.
+def _read(part: Array) -> None:
+    """Have memory hold a part of a file.
 
-    It does nothing where the array is not in a file. What is private to this process, a `np.memmap`
-    of mode "c", would be lost.
+    Asked with MADV_WILLNEED, Linux reads into single pages, not into large folios as here: a step
+    took twice as long.
+    """
+    part.view(np.uint8)[:: mmap.PAGESIZE].max()
+
+
+@contextmanager
+def _releasing(array: Array) -> Iterator[Callable[[Array], None] | None]:
+    """A function that gives the memory of parts of an array back, or None without a file.
+
+    What is private to this process, a `np.memmap` of mode "c", would be lost.
     """
     memory = getattr(array, "_mmap", None)
     path = getattr(array, "filename", None)
-    if memory is None or path is None or array.mode == "c" or None in (_AHEAD, _BEHIND):  # type: ignore[attr-defined]
-        yield lambda part, ahead: None
+    if memory is None or path is None or array.mode == "c":  # type: ignore[attr-defined]
+        yield None
+        return
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        yield lambda part: None
         return
     begin = np.frombuffer(memory, np.uint8).ctypes.data
     first = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # type: ignore[attr-defined]
     file = os.open(path, os.O_RDONLY)
 
-    def tell(part: Array, ahead: bool) -> None:
+    def release(part: Array) -> None:
         place = part.ctypes.data - begin
         start = place - place % mmap.PAGESIZE
         size = place + part.nbytes - start
-        if size == 0:
-            return
-        memory.madvise(_AHEAD if ahead else _BEHIND, start, size)
-        if not ahead and hasattr(os, "posix_fadvise"):
+        memory.madvise(mmap.MADV_DONTNEED, start, size)
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file, first + start, size, os.POSIX_FADV_DONTNEED)
 
     try:
-        yield tell
+        yield release
     finally:
         os.close(file)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Keep Ctrl-C for the end: a step is whole, or has not begun."""
     if threading.current_thread() is not threading.main_thread():  # which does not get them
