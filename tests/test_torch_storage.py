@@ -444,15 +444,18 @@ def test_states_in_8_bits_that_do_not_fit(state, wrong):
 
 
 def test_states_in_8_bits_may_not_share_memory():
+    """They may touch: each ends after the last byte of its last block."""
     params = parameters((4352,), (4352,), dtype=FLOAT32)
     opt = gt.Lion(params, state_dtype="int8")
     steps(opt, params, range(1))
-    opt.state[params[1]]["m"] = opt.state[params[0]]["m"]
-    with pytest.raises(ValueError, match=re.escape("is the same array as a state of params[")):
+    held = 17 * 257
+    room = torch.zeros(2 * held, dtype=INT8)
+    opt.state[params[0]]["m"] = room[:held].view(17, 257)
+    opt.state[params[1]]["m"] = room[held - 1 : -1].view(17, 257)
+    with pytest.raises(ValueError, match=re.escape("shares memory with a state of params[0]")):
         opt.step()
-    # The first byte after the parameter's is its own: so many bytes are in 8 bits, not elements.
-    room = torch.zeros(17 * 257 + 17 * 256 * 4, dtype=torch.uint8)
-    opt.state[params[1]]["m"] = room[: 17 * 257].view(torch.int8).view(17, 257)
+    assert not room.any()
+    opt.state[params[1]]["m"] = room[held:].view(17, 257)
     opt.step()
 
 
