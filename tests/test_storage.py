@@ -15,6 +15,7 @@ from oracle import LARGE_SIZES, RULES, THREADS, assert_same_bits, hostile, hyper
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16, FLOAT32, FLOAT64 = map(np.dtype, (np.float16, np.float32, np.float64))
+INT8, UINT8 = map(np.dtype, (np.int8, np.uint8))
 
 ANY_STORAGE = [name for name, rule in RULES.items() if rule.any_storage]
 #: Of the parameter, the gradient and the states.
@@ -28,16 +29,26 @@ HELD = [
     (BFLOAT16, FLOAT16, FLOAT16),
     (FLOAT64, FLOAT64, FLOAT32),
     (FLOAT64, BFLOAT16, FLOAT64),
+    (FLOAT32, FLOAT32, INT8),
+    (BFLOAT16, BFLOAT16, INT8),
+    (FLOAT16, FLOAT32, INT8),
 ]
 every_held = pytest.mark.parametrize(
     "held", HELD, ids=lambda held: "-".join(dtype.name for dtype in held)
 )
-SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 65, 511, 512, 513, 2 * 512 + 1)
+SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 65, 255, 256, 257, 511, 512, 513, 2 * 512 + 1)
 
 
 def narrow(rng, size, dtype, numbers):
     with np.errstate(over="ignore"):
         return numbers(rng, size, np.float64 if dtype == FLOAT64 else np.float32).astype(dtype)
+
+
+def state_zeros(rule, state, size, dtype):
+    if dtype != INT8:
+        return np.zeros(size, dtype)
+    held = UINT8 if state in RULES[rule].never_negative else INT8
+    return np.zeros(reference.blocks_shape(size), held)
 
 
 def steps(rule, sizes, held, numbers, stochastic, threads, natively):
@@ -46,7 +57,7 @@ def steps(rule, sizes, held, numbers, stochastic, threads, natively):
     param, grad, state = held
     names = RULES[rule].states
     params = [narrow(rng, size, param, numbers) for size in sizes]
-    states = [[np.zeros(size, state) for size in sizes] for _ in names]
+    states = [[state_zeros(rule, name, size, state) for size in sizes] for name in names]
     nouns, suffixes = ["params", "grads", *names], [str(i) for i in range(len(sizes))]
     plan = (_core if natively else reference).Plan(rule, params, states, nouns, suffixes)
     plan.set_rounding(stochastic, 5)
@@ -91,6 +102,70 @@ def test_threads(rule, held, level):
         actual = steps(*arguments, threads=threads, natively=True)
         for a, b in zip(actual, oracle(*arguments), strict=True):
             assert_same_bits(a, b, f"{threads} threads")
+
+
+@pytest.mark.parametrize("dtype", [INT8, UINT8])
+def test_every_code_comes_and_goes(dtype):
+    """Of a block of each exponent: what numbers are, and that they become the nearest."""
+    codes = np.arange(256)
+    exponents = np.arange(256)
+    held = np.empty((256, 257), np.uint8)
+    held[:, 0], held[:, 1:] = exponents, codes.reshape(4, 64).T.ravel()
+    numbers = reference.from_blocks(held.view(dtype), 2**16).reshape(256, 256)
+    size = codes % (128 if dtype == INT8 else 256)
+    top = 15 if dtype == INT8 else 31
+    exponent = np.maximum(exponents | 1, reference.LEAST_EXPONENT) - 127.0
+    with np.errstate(over="ignore"):
+        powers = 2.0 ** (exponent[:, None] + 1 - top)
+        exact = ((1 + size % 8 / 8) * 2.0 ** (size // 8) - 1) * powers
+        exact = exact.astype(np.float32)
+    last = 127 if dtype == INT8 else 255
+    exact[1::2, size == last], exact[1::2, size == last - 1] = np.nan, np.inf
+    exact = np.where(codes > last, -exact, exact)
+    assert_same_bits(numbers, exact)
+    for x, power in zip(exact, exponent - top, strict=True):
+        back = reference.from_blocks(reference.to_blocks(x, dtype), 256)
+        finite = np.isfinite(x)
+        assert_same_bits(back[~finite], x[~finite])
+        off = np.abs(back[finite].astype(float) - x[finite])
+        assert (off <= np.maximum(np.abs(x[finite].astype(float)) / 8, 2.0**power)).all()
+
+
+@pytest.mark.parametrize("dtype", [INT8, UINT8])
+@pytest.mark.parametrize("largest", [1.0, 3.9, 3e38, 1e-20])
+def test_blocks_have_the_right_mean(dtype, largest):
+    """Numbers of all sizes down to a thousandth of the largest, and how far they may be off."""
+    rng = np.random.default_rng(0)
+    x = np.float32(largest) * rng.uniform(0, 1, 2**10).astype(np.float32) ** 2
+    if dtype == INT8:
+        x *= rng.choice(np.float32([-1, 1]), x.size)
+    draws = 2000
+    seen = np.zeros(x.size)
+    for t in range(draws):
+        chance = reference.block_chance(1, t, 0, 1, x.size)
+        back = reference.from_blocks(reference.to_blocks(x, dtype, chance), x.size)
+        step = np.maximum(np.abs(x) / 4, largest * 2.0**-15)
+        assert (np.abs(back - x) <= step).all()
+        seen += back
+    deviation = np.abs(seen / draws - x) / step
+    assert deviation.max() < 5 / np.sqrt(draws)
+    assert deviation.mean() < 1 / np.sqrt(draws)
+
+
+def test_no_square_becomes_0():
+    x = np.float32([1.0, 1e-20, 0.0, 1e-44])
+    for chance in (None, np.zeros((1, 256), np.uint32)):
+        back = reference.from_blocks(reference.to_blocks(x, UINT8, chance), 4)
+        assert (back > 0).tolist() == [True, True, False, True]
+
+
+def test_block_chances_differ():
+    """Between the elements of a block, which share them two by two."""
+    drawn = np.array([reference.block_chance(0, t, 0, 1, 256)[0] for t in range(4000)])
+    correlations = np.corrcoef((drawn >> 12).T) - np.eye(256)
+    assert np.abs(correlations).max() < 6 / np.sqrt(4000)
+    assert drawn.min() >= 0
+    assert 2**20 - 2000 < drawn.max() < 2**20
 
 
 def patterns(dtype):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 
 #: float64 holds every whole number up to here.
 MAX_INTEGER = 2**53
-#: What steps take.
+#: What steps take, and what states may be beside it.
 FLOATS = ("float64", "float32", "bfloat16", "float16")
+STATES = (*FLOATS, "int8")
+#: Arrays of fewer elements have states in float32 instead of 8 bits.
+LEAST_IN_8_BITS = 4096
 ROUNDINGS = ("stochastic", "nearest")
 
 
@@ -93,8 +96,9 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.isnative and dtype.name in FLOATS
 
 
-def float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
+def float_dtype(name: str, value: DTypeLike, known: Sequence[str] = FLOATS) -> np.dtype[Any]:
     """A dtype that steps take, by name or as NumPy has it."""
+    refusal = f"{name} must be one of {', '.join(known)}, got {value!r}"
     try:
         if value == "bfloat16":
             value = importlib.import_module("ml_dtypes").bfloat16
@@ -105,10 +109,15 @@ def float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
             "pip install 'gradstep[bfloat16]'"
         ) from None
     except TypeError:
-        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {value!r}") from None
-    if not is_float(dtype):
-        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {value!r}")
+        raise TypeError(refusal) from None
+    if not (dtype.isnative and dtype.name in known):
+        raise TypeError(refusal)
     return dtype
+
+
+def state_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
+    """A dtype that states may have; int8 stands for 8 bits, with or without a sign."""
+    return float_dtype(name, value, STATES)
 
 
 def array(name: str, value: Any) -> None:

@@ -90,6 +90,11 @@ class Rule:
     @property
     def name(self) -> str: ...
     @property
+    def never_negative(self) -> tuple[str, ...]:
+        """
+        The states that are never negative.
+        """
+    @property
     def row_state(self) -> str | None:
         """
         The state that has a row per sample or batch, if one has.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .reference import BLOCK
+from .reference import BLOCK, STATE_BLOCK, TOP, from_blocks
 
 Array = NDArray[Any]
 Treatment = tuple[float, float | None, float | None, bool]
@@ -44,18 +44,16 @@ def checked_directory(path: str | os.PathLike[str]) -> Path:
 def zeros(
     directory: Path,
     names: Sequence[str],
-    params: Sequence[Array],
     shapes: Sequence[Sequence[tuple[int, ...]]],
-    dtypes: Sequence[np.dtype[Any] | None],
+    dtypes: Sequence[Sequence[np.dtype[Any]]],
 ) -> list[list[Array]]:
     """Zeros in new files of a directory: `m_0.npy` is the state m beside the first parameter.
 
     Args:
         directory: where the files will be.
         names: of the kinds of states.
-        params: the parameters.
         shapes: for each kind of state, the shape beside each parameter.
-        dtypes: for each kind of state, its dtype, or None for that of the parameter.
+        dtypes: and the dtype there.
 
     Raises:
         OSError: a file is there already, or has no room. None is left then.
@@ -64,10 +62,10 @@ def zeros(
     try:
         return [
             [
-                _zeros_in(directory / f"{name}_{i}.npy", shape, dtype or param.dtype, made)
-                for i, (param, shape) in enumerate(zip(params, kind, strict=True))
+                _zeros_in(directory / f"{name}_{i}.npy", shape, dtype, made)
+                for i, (shape, dtype) in enumerate(zip(*kind, strict=True))
             ]
-            for name, kind, dtype in zip(names, shapes, dtypes, strict=True)
+            for name, *kind in zip(names, shapes, dtypes, strict=True)
         ]
     except BaseException:
         for path in made:
@@ -88,11 +86,24 @@ def _zeros_in(path: Path, shape: tuple[int, ...], dtype: Any, made: list[Path]) 
 
 
 def windows(array: Array, beside: Array) -> Iterator[tuple[Array, Array]]:
-    """Two arrays of one size, in parts that are in memory together."""
-    vector, other = array.reshape(-1), beside.reshape(-1)
+    """A parameter and a state of it, in parts that are in memory together."""
+    vector, other = array.reshape(-1), _vector(beside)
     for begin in range(0, vector.size, WINDOW):
-        part = slice(begin, begin + WINDOW)
-        yield vector[part], other[part]
+        part = vector[begin : begin + WINDOW]
+        held = _part(other, slice(begin, begin + part.size))
+        yield part, from_blocks(held, part.size) if held.dtype.name in TOP else held
+
+
+def _vector(array: Array) -> Array:
+    """The elements of an array in a row, or of blocks these."""
+    return array if array.dtype.name in TOP else array.reshape(-1)
+
+
+def _part(vector: Array, window: slice) -> Array:
+    """What a vector has of some elements; a window begins where a block does."""
+    if vector.dtype.name in TOP:
+        return vector[window.start // STATE_BLOCK : -(-window.stop // STATE_BLOCK)]
+    return vector[window]
 
 
 class WindowedPlan:
@@ -123,7 +134,7 @@ class WindowedPlan:
         self._skips = options.get("skip_nonfinite", False)
         self._single = all(param.dtype != np.float64 for param in params)
         #: Of each array its memory, as one vector: the parameter and its states.
-        self._vectors = [[a.reshape(-1) for a in arrays] for arrays in zip(params, *states)]  # noqa: B905 - no states
+        self._vectors = [[_vector(a) for a in arrays] for arrays in zip(params, *states)]  # noqa: B905 - no states
         self._windows = [
             (i, slice(begin, min(begin + WINDOW, param.size)))
             for i, param in enumerate(params)
@@ -133,7 +144,7 @@ class WindowedPlan:
             make(
                 rule,
                 [self._vectors[i][0][window]],
-                [[state[window]] for state in self._vectors[i][1:]],
+                [[_part(state, window)] for state in self._vectors[i][1:]],
                 nouns,
                 [suffixes[i]],
                 **options,
@@ -221,7 +232,7 @@ class WindowedPlan:
                 if number < len(self._windows):
                     i, window = self._windows[number]
                     for tell, array in zip(files[i], touched[i], strict=True):
-                        tell(array[window], ahead)
+                        tell(_part(array, window), ahead)
 
             hint(0, ahead=True)
             for number, (plan, (i, window)) in enumerate(

@@ -53,7 +53,7 @@ def zeros_at(shape: tuple[int, ...], dtype: DTypeLike, address: int, period: int
 def zeros_beside(
     params: Sequence[Array],
     shapes: Sequence[Sequence[tuple[int, ...]]],
-    dtypes: Sequence[np.dtype[Any] | None] | None = None,
+    dtypes: Sequence[Sequence[np.dtype[Any]]],
 ) -> list[list[Array]]:
     """Zeros for the states of some parameters, where a sweep over them is fastest.
 
@@ -64,15 +64,13 @@ def zeros_beside(
     Args:
         params: the parameters.
         shapes: for each kind of state, the shape beside each parameter.
-        dtypes: for each kind of state, its dtype, or None for that of the parameter; None
-            (default) for that everywhere.
+        dtypes: and the dtype there.
     """
-    dtypes = [None] * len(shapes) if dtypes is None else dtypes
     spans = []
     end = 0
-    for place, (kind, dtype) in enumerate(zip(shapes, dtypes, strict=True), 1):
-        for param, shape in zip(params, kind, strict=True):
-            size = math.prod(shape) * (dtype or param.dtype).itemsize
+    for place, kind in enumerate(zip(shapes, dtypes, strict=True), 1):
+        for param, shape, dtype in zip(params, *kind, strict=True):
+            size = math.prod(shape) * dtype.itemsize
             large = size >= LARGE
             wanted = param.ctypes.data + large * STAGGER * place
             start = end + (wanted - end) % (ALIAS if large else LINE)
@@ -81,11 +79,8 @@ def zeros_beside(
     room = zeros_at((end,), np.uint8, 0, ALIAS)
     span = iter(spans)
     return [
-        [
-            room[next(span)].view(dtype or param.dtype).reshape(shape)
-            for param, shape in zip(params, kind, strict=True)
-        ]
-        for kind, dtype in zip(shapes, dtypes, strict=True)
+        [room[next(span)].view(dtype).reshape(shape) for shape, dtype in zip(*kind, strict=True)]
+        for kind in zip(shapes, dtypes, strict=True)
     ]
 
 

@@ -75,7 +75,7 @@ class ASGD(Optimizer):
 
     def average(self) -> Arrays:
         """The mean of the points, in new arrays."""
-        return self._structure.build([ax.copy() for ax in self._states["ax"]])
+        return self._structure.build([ax.copy() for ax in self._numbers("ax")])
 
 
 def check_training(training: bool) -> None:

@@ -154,6 +154,9 @@ STORAGES: Mapping[str, Storage] = {
     "bfloat16 states, nearest": Storage(states="bfloat16", rounding="nearest"),
     "all bfloat16": Storage("bfloat16", "bfloat16"),
     "all bfloat16, nearest": Storage("bfloat16", "bfloat16", rounding="nearest"),
+    "8-bit states": Storage(states="int8"),
+    "8-bit states, nearest": Storage(states="int8", rounding="nearest"),
+    "all bfloat16, 8-bit states": Storage("bfloat16", "int8"),
     "float16 states": Storage(states="float16"),
     "all float16": Storage("float16", "float16"),
 }

@@ -145,6 +145,11 @@ class Sharded:
             raise TypeError(
                 "Sharded() has no argument 'state_dir': each rank's states are in memory"
             )
+        if str(arguments.get("state_dtype")) in {"int8", repr(np.int8)}:
+            raise TypeError(
+                "Sharded() takes no states in 8 bits (int8): their blocks go over the edges of "
+                "arrays, which a state file keeps apart"
+            )
         ranks, rank = self._comm.size, self._comm.rank
         self._arena = padded_arena(params, "params", BLOCK * ranks if ranks > 1 else 1)
         self._grad_arena = self._arena.zeros_like()

@@ -34,6 +34,7 @@ from . import _checks as check
 from . import _core, _disk, _files
 from ._memory import zeros_beside
 from ._structure import Structure
+from .reference import STATE_BLOCK, TOP, blocks_shape, from_blocks, to_blocks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -129,13 +130,15 @@ class Optimizer:
         flush_denormals: count numbers below 1.2e-38 (float32) or 2.2e-308 (float64) as 0 inside the
             step, where they are slow on some processors. The bits are still the same for any
             threads and level, but those of NumPy no more. Default False.
-        state_dtype: how the states are held: "float32", "bfloat16" (with ml_dtypes installed) or
-            "float16"; None (default) for the dtype of each parameter. A parameter of float64 takes
-            float32 at the least. Not for rules with norms, factors, tables or rows. What it costs
-            in accuracy and time is in `docs/storage.md`.
-        rounding: how what is updated becomes bfloat16 or float16: "stochastic" (default), one of
-            the two neighbours by a chance that makes the mean right, or "nearest", with which small
-            steps are lost.
+        state_dtype: how the states are held: "float32", "bfloat16" (with ml_dtypes installed),
+            "float16", or "int8": blocks of 256 numbers in 8 bits, see `reference.to_blocks`, but
+            float32 for parameters of fewer than 4,096 elements. None (default) for the dtype of
+            each parameter. A parameter of float64 takes float32 at the least. Not for rules with
+            norms, factors, tables or rows. What it costs in accuracy and time is in
+            `docs/storage.md`.
+        rounding: how what is updated becomes 16 or 8 bits: "stochastic" (default), one of the two
+            neighbours by a chance that makes the mean right, or "nearest", with which small steps
+            are lost.
         rounding_seed: what the chances begin with, from 0 on, default 0. They depend on it, on
             `t` and on the place of an element alone.
         state_dir: a directory for the states, where they are larger than memory: each is a new file
@@ -546,9 +549,12 @@ class Optimizer:
         t = check.integer("t", meta["t"], 0)
         targets = self._named_arrays(with_params)
         _check_keys("the state", sources, targets)
+        for label in targets:
+            check.array(label, sources[label])
+        if convert:
+            sources = self._converted(sources, targets)
         for label, target in targets.items():
-            source = sources[label]
-            check.array_like(label, source, target, convert)
+            check.array_like(label, sources[label], target, convert)
         self._check_counters({name: sources[f"counter {name}"] for name in self._counters()})
         with self._alone():
             for label, target in targets.items():
@@ -558,6 +564,24 @@ class Optimizer:
             self._tell_rounding()
             self._plan.t = t
             self._restored()
+
+    def _converted(
+        self, sources: Mapping[str, Array], targets: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The sources, in 8 bits where their targets are, and not where they are not."""
+        converted = dict(sources)
+        for name in self._states:
+            labels = self._labels(f"state {name}")
+            for label, param in zip(labels, self._params, strict=True):
+                source, target = sources[label], targets[label]
+                held = source.dtype.name in TOP and source.shape == blocks_shape(param.size)
+                if target.dtype.name in TOP:
+                    if check.is_float(source.dtype) and source.shape == param.shape:
+                        with np.errstate(over="ignore"):
+                            converted[label] = to_blocks(source.astype(np.float32), target.dtype)
+                elif held:
+                    converted[label] = from_blocks(source, param.size).reshape(target.shape)
+        return converted
 
     def _labels(self, noun: str) -> list[str]:
         return [noun + suffix for suffix in self._structure.suffixes]
@@ -587,28 +611,49 @@ class Optimizer:
         """States of zeros; the one that has rows, if the rule has such a one, with so many."""
         leading = {self._rule.row_state: () if rows is None else (rows,)}
 
-        def shape(name: str, param: Array) -> tuple[int, ...]:
+        def form(name: str, param: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
             if name not in self._rule.states:
-                return param.shape
-            return (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
+                return param.shape, param.dtype
+            shape = (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
+            dtype = self._state_dtype or param.dtype
+            if dtype != np.int8:
+                return shape, dtype
+            if param.size < check.LEAST_IN_8_BITS:
+                return shape, np.dtype(np.float32)
+            never_negative = name in self._rule.never_negative
+            return blocks_shape(param.size), np.dtype(np.uint8 if never_negative else np.int8)
 
-        shapes = [[shape(name, param) for param in self._params] for name in names]
-        dtypes = [self._state_dtype if name in self._rule.states else None for name in names]
+        forms = [[form(name, param) for param in self._params] for name in names]
+        shapes = [[shape for shape, _ in kind] for kind in forms]
+        dtypes = [[dtype for _, dtype in kind] for kind in forms]
         if self._state_dir is None:
             arrays = zeros_beside(self._params, shapes, dtypes)
         else:
-            arrays = _disk.zeros(self._state_dir, names, self._params, shapes, dtypes)
+            arrays = _disk.zeros(self._state_dir, names, shapes, dtypes)
         return dict(zip(names, arrays, strict=True))
 
     def _begin_with(self, state: str, start: float, argument: str) -> None:
         """Fill a state with what an argument says."""
-        for array in self._states[state]:
+        for array, param in zip(self._states[state], self._params, strict=True):
+            dtype = np.dtype(np.float32) if array.dtype.name in TOP else array.dtype
             with np.errstate(over="ignore"):
-                held = float(np.array(start).astype(array.dtype))
-            if held == np.inf:
-                raise ValueError(f"{argument} is {start}, which {array.dtype} cannot hold")
-            if start > 0:  # zeros are not touched before the first step
+                held = np.array(start).astype(dtype)
+            if float(held) == np.inf:
+                raise ValueError(f"{argument} is {start}, which {dtype} cannot hold")
+            if start == 0:  # zeros are not touched before the first step
+                continue
+            if array.dtype.name in TOP:
+                array[...] = to_blocks(np.full(STATE_BLOCK, held), array.dtype)
+                last = param.size - (len(array) - 1) * STATE_BLOCK
+                array[-1:] = to_blocks(np.full(last, held), array.dtype)
+            else:
                 array.fill(start)
+
+    def _numbers(self, state: str) -> Iterator[Array]:
+        """Those of a state beside each parameter: itself, or what 8 bits hold."""
+        for array, param in zip(self._states[state], self._params, strict=True):
+            held = array.dtype.name in TOP
+            yield from_blocks(array, param.size).reshape(param.shape) if held else array
 
     def _noun(self, state: str) -> str:
         """What messages call a state."""
@@ -646,7 +691,12 @@ class Optimizer:
         if given is None:
             return None
         check_elementwise(type(self), "have a state_dtype")
-        return check.float_dtype("state_dtype", given)
+        dtype = check.state_dtype("state_dtype", given)
+        if dtype == np.int8:
+            for label, param in zip(self._labels("params"), self._params, strict=True):
+                if param.dtype == np.float64:
+                    raise TypeError(f"{label} is float64, which takes no states in 8 bits (int8)")
+        return dtype
 
     def _tell_rounding(self) -> None:
         if "rounding" in self._settings:
@@ -885,7 +935,7 @@ class Nesterov(Optimizer):
     def position(self) -> Arrays:
         """The point `x = a - momentum v`, in new arrays."""
         momentum = self._hyper["momentum"]
-        pairs = zip(self._params, self._states["v"], strict=True)
+        pairs = zip(self._params, self._numbers("v"), strict=True)
         return self._structure.build([np.asarray(a - momentum * v) for a, v in pairs])
 
     def settle(self) -> None:
@@ -894,8 +944,9 @@ class Nesterov(Optimizer):
         Further steps start anew from there.
         """
         with self._alone():
-            for a, v in zip(self._params, self._states["v"], strict=True):
+            for a, v in zip(self._params, self._numbers("v"), strict=True):
                 a[...] = a - self._hyper["momentum"] * v
+            for v in self._states["v"]:
                 v.fill(0)
 
 

@@ -659,8 +659,10 @@ def rounded(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Arra
                         (sign | halves).astype(np.uint16).view(dtype))  # fmt: skip
 
 
-#: Of states in 8 bits so many share an exponent, a byte in front of them.
+#: Of states in 8 bits so many share an exponent, a byte in front of them. Word i of a block has the
+#: numbers i of its four quarters.
 STATE_BLOCK = 256
+QUARTER = STATE_BLOCK // 4
 #: A number of them is a power of two, from 0 to `TOP`, with 3 bits of mantissa; int8 has a sign.
 TOP = {"int8": 15, "uint8": 31}
 #: The least exponent of a block, biased as float32's: no number is denormal then.
@@ -679,9 +681,9 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
     x = sign (2^p (1 + k / 8) - 1) 2^(E + 1 - TOP)      0 <= p <= TOP, 0 <= k < 8
     ```
 
-    `E` is the exponent of the largest number of a block, and odd. A number that is not 0 does not
-    become 0 in uint8, because roots of such states are divided by. NaN and infinity are the two
-    last codes, of blocks whose first byte is odd.
+    `E` is odd, and the least with which all numbers of the block are below `2^(E + 1)`. In uint8 a
+    number that is not 0 does not become 0, because roots of such states are divided by. NaN and
+    infinity are the two last codes, of blocks whose first byte is odd.
 
     Args:
         x: the numbers.
@@ -727,7 +729,7 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
     held = np.empty(blocks_shape(x.size), np.uint8)
     special = (infinite | nan).any(axis=1)
     held[:, 0] = np.where(special, exponent[:, 0], exponent[:, 0] - 1)
-    held[:, 1:] = code.reshape(blocks, 4, -1).transpose(0, 2, 1).reshape(blocks, -1)
+    held[:, 1:] = code.reshape(blocks, 4, QUARTER).transpose(0, 2, 1).reshape(blocks, STATE_BLOCK)
     return held.view(dtype)
 
 
@@ -744,7 +746,8 @@ def from_blocks(held: Array, size: int) -> Array:
     x = np.where(special & (magnitude == last - 1), np.float32(np.inf), x)
     x = np.where(special & (magnitude == last), np.float32(np.nan), x)
     x = np.where(code > last, -x, x)
-    return x.reshape(blocks, -1, 4).transpose(0, 2, 1).ravel()[:size]
+    numbers: Array = x.reshape(blocks, QUARTER, 4).transpose(0, 2, 1).ravel()[:size]
+    return numbers
 
 
 def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0) -> Array:
@@ -752,7 +755,8 @@ def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: i
     blocks, _ = blocks_shape(size)
     drawn = chance(seed, t, array, buffer, blocks * STATE_BLOCK, first, bits=20)
     # Two numbers that share their bits lie a quarter of a block apart.
-    return drawn.reshape(blocks, 2, -1, 2).transpose(0, 1, 3, 2).reshape(blocks, -1)
+    apart: Array = drawn.reshape(blocks, 2, QUARTER, 2).transpose(0, 1, 3, 2)
+    return apart.reshape(blocks, STATE_BLOCK)
 
 
 def stored_step(
