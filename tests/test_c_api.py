@@ -640,7 +640,7 @@ def steps_in_8_bits(rule, sizes, param, numbers, nearest, in_c) -> list[np.ndarr
 @pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.any_storage])
 def test_states_in_8_bits_have_the_bits_of_the_oracle(rule, nearest, param, level):
-    sizes = (1, 255, 256, 257, 511, 513, 1001)
+    sizes = (0, 1, 255, 256, 257, 511, 513, 1001)
     arguments = rule, sizes, np.dtype(param), mild if nearest else hostile, nearest
     in_c, by_oracle = (steps_in_8_bits(*arguments, in_c) for in_c in (True, False))
     for actual, expected in zip(in_c, by_oracle, strict=True):
