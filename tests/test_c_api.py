@@ -589,13 +589,11 @@ def test_storage_as_python_has_it(dtypes, nearest, level):
 
 
 def zeros_in_8_bits(rule: str, size: int) -> list[np.ndarray]:
-    """The states of an array."""
+    """The states of an array, as they begin."""
+    shape, never_negative = reference.blocks_shape(size), RULES[rule].never_negative
     return [
-        np.zeros(
-            reference.blocks_shape(size), np.uint8 if state in spec.never_negative else np.int8
-        )
-        for spec in (RULES[rule],)
-        for state in spec.states
+        np.zeros(shape, np.uint8 if state in never_negative else np.int8)
+        for state in RULES[rule].states
     ]
 
 
@@ -695,7 +693,7 @@ def test_states_in_8_bits_that_overlap():
     array = array_of(w[0], g[0], [memory, memory[one - 1 :]])
     array.held = TYPES["int8"] << 4 | TYPES["uint8"] << 8
     assert step("adam", [array], scalars_of(1, [*hyper_of("adam").values()]))[0] == INVALID
-    assert last_error() == ("arrays[0].states[1] (v) shares memory with arrays[0].states[0] (m)")
+    assert last_error() == "arrays[0].states[1] (v) shares memory with arrays[0].states[0] (m)"
     assert (w == 1).all()
     assert not memory.any()
 
