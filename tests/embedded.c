@@ -1,5 +1,7 @@
 /* Ten steps in C99, whose bits tests/test_c_api.py compares with Python's. */
 #include <gradstep/gradstep.h>
+#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 
 enum { SIZE = 1000 };
@@ -10,9 +12,12 @@ int main(void) {
   const gradstep_rule* rule = gradstep_find_rule("adam_amsgrad");
   gradstep_array array = {w, g, {m, v, u}, SIZE, GRADSTEP_FLOAT32, 0};
   gradstep_result result = GRADSTEP_RESULT;
+  const int sizes[] = {0, 1, 256, 257, INT_MAX};
   int64_t t;
   int i;
   printf("%zu %zu %zu %zu\n", sizeof array, sizeof(gradstep_scalars), sizeof result, sizeof(gradstep_api));
+  for (i = 0; i < 5; ++i) printf("%" PRId64 " ", GRADSTEP_8_BITS_BYTES(sizes[i]));
+  puts("");
   for (i = 0; i < SIZE; ++i) w[i] = (float)(-1 + i * (2.0 / (SIZE - 1)));
   w[SIZE - 1] = 1;
   for (t = 1; t <= 10; ++t) {

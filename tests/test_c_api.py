@@ -28,7 +28,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _checks as check
-from gradstep import _core
+from gradstep import _core, reference
 from oracle import (
     DTYPES,
     RULES,
@@ -356,6 +356,27 @@ BAD_CALLS = {
         "arrays[0].dtype must be GRADSTEP_FLOAT32, GRADSTEP_FLOAT64, "
         "GRADSTEP_BFLOAT16 or GRADSTEP_FLOAT16, got 0",
     ),
+    "param in 8 bits": (
+        {"dtype": 5},
+        "arrays[0].dtype must be GRADSTEP_FLOAT32, GRADSTEP_FLOAT64, "
+        "GRADSTEP_BFLOAT16 or GRADSTEP_FLOAT16, got GRADSTEP_8_BITS, which is for states",
+    ),
+    "grad in 8 bits": (
+        {"held": 5},
+        "arrays[0].grad cannot be GRADSTEP_8_BITS, which is for states",
+    ),
+    "8 bits beside double": (
+        {"dtype": 2, "held": 5 << 8},
+        "arrays[0].states[1] (v) cannot be uint8 beside param, which is float64",
+    ),
+    "null in 8 bits": (
+        {"held": 5 << 8, "states": (M.ctypes.data, 0, 0, 0)},
+        "arrays[0].states[1] (v) must not be null",
+    ),
+    "8 bits beyond memory": (
+        {"held": 5 << 4, "states": (2**64 - 256, V.ctypes.data, 0, 0)},
+        "arrays[0].size is 8, which goes beyond the memory",
+    ),
     "held": ({"held": 7}, "arrays[0].held must be 0, or GRADSTEP_HELD() of types for grad and the"),
     "too much held": (
         {"held": 1 << 16},
@@ -525,7 +546,7 @@ def test_a_second_gradient_can_skip_the_step():
 
 
 #: The types of `gradstep.h`.
-TYPES = {"float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}
+TYPES = {"float32": 1, "float64": 2, "bfloat16": 3, "float16": 4, "int8": 5, "uint8": 5}
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16",) * 3, ("float32", "float32", "bfloat16"),
@@ -567,10 +588,123 @@ def test_storage_as_python_has_it(dtypes, nearest, level):
         assert_same_bits(a, b)
 
 
+def zeros_in_8_bits(rule: str, size: int) -> list[np.ndarray]:
+    """The states of an array, as they begin."""
+    shape, never_negative = reference.blocks_shape(size), RULES[rule].never_negative
+    return [
+        np.zeros(shape, np.uint8 if state in never_negative else np.int8)
+        for state in RULES[rule].states
+    ]
+
+
+def steps_in_8_bits(rule, sizes, param, numbers, nearest, in_c) -> list[np.ndarray]:
+    """A few steps over arrays of these sizes, in C or by the oracle; all that was written to."""
+    rng = np.random.default_rng(len(rule))
+
+    def draw(size):
+        with np.errstate(over="ignore"):
+            return numbers(rng, size, np.float32).astype(param)
+
+    params = [draw(size) for size in sizes]
+    states = [zeros_in_8_bits(rule, size) for size in sizes]
+    hyper = hyper_of(rule)
+    for t in (1, 2, 3):
+        grads = [draw(size) for size in sizes]
+        if not in_c:
+            for i, arrays in enumerate(zip(params, grads, states, strict=True)):
+                reference.stored_step(
+                    rule, *arrays, t=t, stochastic=not nearest, seed=9, array=i,
+                    weight_decay=0.01, maximize=True, **hyper,
+                )  # fmt: skip
+            continue
+        arrays = []
+        for w, g, held in zip(params, grads, states, strict=True):
+            array = Array(w.ctypes.data, g.ctypes.data)
+            array.states[: len(held)] = [state.ctypes.data for state in held]
+            array.size, array.dtype = w.size, TYPES[param.name]
+            array.held = sum(TYPES[s.dtype.name] << 4 * k for k, s in enumerate(held, 1))
+            arrays.append(array)
+        scalars = scalars_of(
+            t, [*hyper.values()], weight_decay=0.01, maximize=1,
+            rounding_seed=9, round_to_nearest=nearest,
+        )  # fmt: skip
+        together = (Array * len(arrays))(*arrays)
+        assert lib.gradstep_check(find(rule), together, len(arrays), scalars) == OK, last_error()
+        assert step(rule, arrays, scalars)[0] == OK, last_error()
+    return [*params, *(state for held in states for state in held)]
+
+
+@pytest.mark.parametrize("param", ["float32", "float16"])
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.any_storage])
+def test_states_in_8_bits_have_the_bits_of_the_oracle(rule, nearest, param, level):
+    sizes = (0, 1, 255, 256, 257, 511, 513, 1001)
+    arguments = rule, sizes, np.dtype(param), mild if nearest else hostile, nearest
+    in_c, by_oracle = (steps_in_8_bits(*arguments, in_c) for in_c in (True, False))
+    for actual, expected in zip(in_c, by_oracle, strict=True):
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rule", ["adam", "lion", "adagrad", "ademamix"])
+def test_states_in_8_bits_on_threads(rule, threads):
+    assert lib.gradstep_set_num_threads(threads) == OK
+    arguments = rule, (3, 2 * SPAN + 1, 4097), np.dtype(np.float32), hostile, False
+    in_c, by_oracle = (steps_in_8_bits(*arguments, in_c) for in_c in (True, False))
+    for actual, expected in zip(in_c, by_oracle, strict=True):
+        assert_same_bits(actual, expected)
+
+
+def test_states_in_8_bits_lie_anywhere_and_end_where_their_blocks_do():
+    """At an odd address, with a neighbour at the next byte."""
+    w, g = np.ones(300, np.float32), np.full(300, 0.3, np.float32)
+    one = reference.blocks_shape(300)[0] * 257
+    memory = np.full(2 * one + 3, 9, np.uint8)
+    memory[1 : 2 * one + 1] = 0
+    array = array_of(w, g, [memory[1:], memory[one + 1 :]])
+    array.held = TYPES["int8"] << 4 | TYPES["uint8"] << 8
+    scalars = scalars_of(1, [*hyper_of("adam").values()])
+    assert lib.gradstep_check(find("adam"), array, 1, scalars) == OK, last_error()
+    assert step("adam", [array], scalars)[0] == OK, last_error()
+    assert memory[0] == 9
+    np.testing.assert_array_equal(memory[2 * one + 1 :], 9)
+    expected, states = np.ones(300, np.float32), zeros_in_8_bits("adam", 300)
+    reference.stored_step("adam", expected, g, states, t=1, **hyper_of("adam"))
+    assert_same_bits(w, expected)
+    for held, place in zip(states, (1, one + 1), strict=True):
+        np.testing.assert_array_equal(memory[place : place + one], held.view(np.uint8).ravel())
+
+
+def test_states_in_8_bits_that_overlap():
+    """Within an array and from one to another, the last byte of the last block counted."""
+    w, g = np.ones((2, 300), np.float32), np.ones((2, 300), np.float32)
+    one = reference.blocks_shape(300)[0] * 257
+    memory = np.zeros(2 * one, np.uint8)
+    arrays = [array_of(w[i], g[i], [memory[i * one :]]) for i in range(2)]
+    scalars = scalars_of(1, [*hyper_of("lion").values()])
+    for array in arrays:
+        array.held = TYPES["int8"] << 4
+    together = (Array * 2)(*arrays)
+    assert lib.gradstep_check(find("lion"), together, 2, scalars) == OK, last_error()
+    together[1].states[0] = memory[one - 1 :].ctypes.data
+    assert lib.gradstep_check(find("lion"), together, 2, scalars) == INVALID
+    assert last_error() == "arrays[1].states[0] (m) shares memory with arrays[0].states[0] (m)"
+
+    array = array_of(w[0], g[0], [memory, memory[one - 1 :]])
+    array.held = TYPES["int8"] << 4 | TYPES["uint8"] << 8
+    assert step("adam", [array], scalars_of(1, [*hyper_of("adam").values()]))[0] == INVALID
+    assert last_error() == "arrays[0].states[1] (v) shares memory with arrays[0].states[0] (m)"
+    assert (w == 1).all()
+    assert not memory.any()
+
+
 def test_storage_is_not_for_every_rule():
     w = np.ones(4, np.float16)
     array = Array(w.ctypes.data, w.ctypes.data + 8)
     array.size, array.dtype = 2, TYPES["float16"]
+    assert step("lars", [array], scalars_of(1, [*hyper_of("lars").values()]))[0] == INVALID
+    assert "and held 0, for lars" in last_error()
+    array.dtype, array.held = TYPES["float32"], TYPES["int8"] << 4
     assert step("lars", [array], scalars_of(1, [*hyper_of("lars").values()]))[0] == INVALID
     assert "and held 0, for lars" in last_error()
     array.dtype, array.held = TYPES["float64"], TYPES["bfloat16"] << 4
@@ -641,7 +775,7 @@ def test_any_call_is_survived():
 
     for _ in range(4000):
         dtype, numbers_of = rng.choice(DTYPES), rng.choice([hostile, mild])
-        memory = [numbers_of(numbers, 40, dtype) for _ in range(6)]
+        memory = [numbers_of(numbers, 70, dtype) for _ in range(6)]  # a block in 8 bits, too
         before = [array.copy() for array in memory]
         rule = rng.choice(list(RULES))
         used = 2 + states_in_c(rule)
@@ -658,7 +792,7 @@ def test_any_call_is_survived():
         array.dtype = mostly(right, 0, 3 - right, 3, -1)
         if array.dtype == 2:
             array.size = min(array.size, 15)  # float32 arrays hold no more float64
-        array.held = mostly(0, 1, 0x333, -1)
+        array.held = mostly(0, 1, 0x333, 0x50, 0x550, 5, -1)
         hyper = list(hyper_of(rule).values())
         place = rng.randrange(len(hyper))
         hyper[place] = mostly(hyper[place], -1.0, 2.0, np.nan, np.inf, 1e-60)
@@ -828,9 +962,11 @@ def compile_and_run(tmp_path: Path, compiler: str, source: Path, *flags: str) ->
 
 
 def test_a_program_in_c99(tmp_path):
-    """It includes the header, prints its structs' sizes, and has Python's bits."""
+    """It includes the header, prints sizes of structs and of blocks, and has Python's bits."""
     out = compile_and_run(tmp_path, "cc", HERE / "embedded.c", "-std=c99", "-O1")
-    sizes, *numbers = out.splitlines()
+    sizes, blocks, *numbers = out.splitlines()
+    expected = [np.prod(reference.blocks_shape(size)) for size in (0, 1, 256, 257, 2**31 - 1)]
+    assert blocks.split() == [str(size) for size in expected]
     structs = (Array, Scalars, Result, Api)
     assert sizes.split() == [str(ctypes.sizeof(struct)) for struct in structs]
     w = np.linspace(-1, 1, 1000, dtype=np.float32)

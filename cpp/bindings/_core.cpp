@@ -160,7 +160,7 @@ Memory check_writeable_memory(const py::handle& object, const Label& label) {
 }
 
 // What a Plan keeps: states alone may be in 8 bits, and some of them are only read.
-enum class Role { param, state, gradient };
+enum class Role { param, state, gradient, low_bits };
 
 Memory check_state_memory(const py::handle& object, const Label& label) {
   if (py::isinstance<py::array>(object)) {
@@ -175,8 +175,18 @@ Memory check_state_memory(const py::handle& object, const Label& label) {
   return check_memory(object, label);
 }
 
+// The lower halves of numbers, whatever they are.
+Memory check_low_bits(const py::handle& object, const Label& label) {
+  if (!py::isinstance<py::array_t<std::uint16_t>>(object)) throw py::type_error(label + " must have dtype uint16");
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  check_layout(array, label);
+  return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), Storage::bfloat16};
+}
+
 Memory check_kept_memory(const py::handle& object, const Label& label, Role role) {
-  const Memory memory = role == Role::state ? check_state_memory(object, label) : check_memory(object, label);
+  const Memory memory = role == Role::low_bits ? check_low_bits(object, label)
+                        : role == Role::state  ? check_state_memory(object, label)
+                                               : check_memory(object, label);
   if (role != Role::gradient) check_writeable(object, label);
   return memory;
 }
@@ -354,10 +364,12 @@ class Plan {
   // gradient may be left out here, and then comes with each step. States after those of the rule are only kept apart
   // from what steps read. `seen` and `row_weights` have an item per row: steps mark the rows that they see, and every
   // so many steps as there are rows, the rows seen are summed again. `by_rows`: a gradient is a pair of indices and
-  // rows, and a step is one at those rows alone.
+  // rows, and a step is one at those rows alone. Steps also write `copies` of the parameters, in 16 bits, whose noun is
+  // the last one; `low_bits` are the lower halves of parameters of which the upper ones are given, as bfloat16.
   Plan(const std::string& rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
        std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals, bool refuse_nonfinite,
-       std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights, bool by_rows)
+       std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights, bool by_rows,
+       const std::optional<Arrays>& copies, const std::optional<Arrays>& low_bits)
       : rule_(rule_named(rule)),
         by_rows_(by_rows),
         nouns_(std::move(nouns)),
@@ -368,7 +380,8 @@ class Plan {
         kept_(py::cast(seen), py::cast(row_weights)) {
     const Spec& spec = this->spec();
     const auto state_names = static_cast<std::size_t>(state_count(spec));
-    if (states.size() < state_names || nouns_.size() != 2 + states.size() || suffixes_.size() != params.size())
+    if (states.size() < state_names || nouns_.size() != 2 + states.size() + (copies ? 1 : 0) ||
+        suffixes_.size() != params.size())
       throw py::value_error(rule + ": wrong number of nouns, states or suffixes");
     rows_noun_ = "rows of " + nouns_[1];
     indices_noun_ = "indices of " + nouns_[1];
@@ -425,6 +438,8 @@ class Plan {
         states_.push_back({std::move(state), 2 + k, i});
         if (static_cast<int>(k) == spec.row_state) slot.table = states_.back().target.memory.data();
       }
+      if (copies) keep_copy(slot, copies->at(i), i);
+      if (low_bits) keep_low_bits(slot, low_bits->at(i), i);
       if (seen && (slot.rows != rows_.count || (row_weights && row_weights->size() != rows_.count)))
         throw py::value_error(rule + ": seen and row_weights must have an item per row");
       jobs_.push_back(job);
@@ -440,6 +455,7 @@ class Plan {
   void check() const {
     for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].param.check_unchanged(label(0, i));
     for (const KeptState& state : states_) state.target.check_unchanged(label(state.noun, state.slot));
+    for (const Beside& beside : beside_) beside.target.check_unchanged({*beside.noun, suffixes_[beside.slot]});
   }
 
   // Raises unless step() would take these gradients. Returns them in a list, as NumPy arrays where need be.
@@ -478,7 +494,8 @@ class Plan {
   void check_apart(const py::object& array, const std::string& name) const {
     const std::string no_suffix;
     const Label label{name, no_suffix};
-    claims_.check_free(check_state_memory(array, label), label);
+    const bool is_half = py::isinstance<py::array_t<std::uint16_t>>(array);
+    claims_.check_free(is_half ? check_low_bits(array, label) : check_state_memory(array, label), label);
   }
 
   // Without scalars, those of the step before hold on. What raises keeps nothing. `norm` is that of more than these
@@ -602,11 +619,49 @@ class Plan {
     std::size_t noun, slot;
   };
 
+  // A copy of a parameter, or its lower half.
+  struct Beside {
+    Target target;
+    const std::string* noun;
+    std::size_t slot;
+  };
+
   struct Hold {
     explicit Hold(Plan& plan) : plan(plan) { plan.acquire(); }
     ~Hold() { plan.release(); }
     Plan& plan;
   };
+
+  // Has steps write a copy too.
+  void keep_copy(Slot& slot, const py::object& array, std::size_t i) {
+    const Label label{nouns_.back(), suffixes_[i]};
+    Target copy(array, label, Role::param);
+    if (slot.param.memory.storage != Storage::float32 || !takes_any_storage())
+      throw py::type_error(label + " is a copy of " + this->label(0, i) + ", which must be float32, got " +
+                           name_of(slot.param.memory.storage));
+    if (is_wide(copy.memory.storage))
+      throw py::type_error(label + " must have dtype bfloat16 or float16, got " + name_of(copy.memory.storage));
+    check_same_shape(copy.array(), label, slot.param.array(), this->label(0, i));
+    slot.stored.copy = copy.memory.data();
+    slot.stored.copy_storage = copy.memory.storage;
+    keep_beside(slot, std::move(copy), label);
+  }
+
+  void keep_low_bits(Slot& slot, const py::object& array, std::size_t i) {
+    const Label label{low_bits_noun_, suffixes_[i]};
+    Target low(array, label, Role::low_bits);
+    if (slot.param.memory.storage != Storage::bfloat16)
+      throw py::type_error(label + " go with bfloat16, got " + name_of(slot.param.memory.storage));
+    check_same_shape(low.array(), label, slot.param.array(), this->label(0, i));
+    slot.stored.low = reinterpret_cast<std::uint16_t*>(low.memory.data());
+    keep_beside(slot, std::move(low), label);
+  }
+
+  void keep_beside(Slot& slot, Target target, const Label& label) {
+    slot.is_stored = true;
+    claims_.add(target.memory, label);
+    beside_.push_back({std::move(target), &label.noun, slots_.size()});
+  }
 
   // Checks scalars, and keeps them for this step and those after it.
   void take(const Scalars& scalars) {
@@ -793,9 +848,11 @@ class Plan {
   bool by_rows_;  // whether gradients are pairs of indices and rows
   std::vector<std::string> nouns_, suffixes_;
   std::string rows_noun_, indices_noun_;
+  const std::string low_bits_noun_ = "state low_bits";
   RowJobs row_jobs_;
   std::vector<Slot> slots_;
   std::vector<KeptState> states_;
+  std::vector<Beside> beside_;
   std::vector<Job> jobs_;  // one per slot
   Constants float32_, float64_;
   Claims<> claims_;
@@ -1008,11 +1065,12 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Plan>(m, "Plan", "A rule bound to the memory of parameters and states.")
       .def(py::init<std::string, Arrays, std::vector<Arrays>, std::vector<std::string>, std::vector<std::string>, bool,
-                    bool, bool, std::optional<py::array_t<bool>>, std::optional<py::array_t<double>>, bool>(),
+                    bool, bool, std::optional<py::array_t<bool>>, std::optional<py::array_t<double>>, bool,
+                    std::optional<Arrays>, std::optional<Arrays>>(),
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("nouns"), py::arg("suffixes"),
            py::arg("skip_nonfinite") = false, py::arg("flush_denormals") = false, py::arg("refuse_nonfinite") = false,
            py::arg("seen").noconvert() = py::none(), py::arg("row_weights").noconvert() = py::none(),
-           py::arg("by_rows") = false)
+           py::arg("by_rows") = false, py::arg("copies") = py::none(), py::arg("low_bits") = py::none())
       .def("check", &Plan::check, "Raise unless every array is as it was when the plan was made.")
       .def("check_grads", &Plan::check_grads, py::arg("grads"), py::arg("zero_grad") = false,
            "Raise unless step() would take these gradients; return them, as NumPy arrays where need be.")

@@ -21,6 +21,10 @@
 static_assert(GRADSTEP_MAX_STATES == gradstep::max_states, "gradstep.h and kernel.hpp have the same limit");
 static_assert(sizeof(gradstep_array) == 64 && sizeof(gradstep_scalars) == 104 && sizeof(gradstep_result) == 24,
               "what callers were compiled with");
+static_assert(GRADSTEP_8_BITS_BYTES(1) == gradstep::held_block &&
+                  GRADSTEP_8_BITS_BYTES(gradstep::state_block) == gradstep::held_block &&
+                  GRADSTEP_8_BITS_BYTES(gradstep::state_block + 1) == 2 * gradstep::held_block,
+              "gradstep.h and kernel.hpp have the same blocks");
 
 namespace gradstep {
 namespace {
@@ -115,6 +119,7 @@ class Few {
 
 /// An array of the caller's.
 struct Array {
+  const Spec* spec;
   std::int64_t place;
   gradstep_array given;
   void* parts[2 + max_states];  // param, grad, states
@@ -125,12 +130,15 @@ struct Array {
   // Of types that have been checked.
   Storage storage(int part) const {
     const int held = part == 0 ? 0 : given.held >> (4 * (part - 1)) & 15;
+    if (held == GRADSTEP_8_BITS) return in_8_bits(spec->states[part - 2]);
     constexpr Storage storages[] = {Storage::float32, Storage::float64, Storage::bfloat16, Storage::float16};
     return storages[(held != 0 ? held : given.dtype) - 1];
   }
-  std::int64_t item_size(int part) const { return storage_bytes[static_cast<int>(storage(part))]; }
   std::uintptr_t address(int part) const { return reinterpret_cast<std::uintptr_t>(parts[part]); }
-  Memory memory(int part) const { return {address(part), given.size, storage(part)}; }
+  Memory memory(int part) const {
+    const Storage storage = this->storage(part);
+    return {address(part), is_blocked(storage) ? blocks_of(given.size) * held_block : given.size, storage};
+  }
   std::string name() const { return "arrays[" + std::to_string(place) + "]"; }
 };
 
@@ -226,6 +234,7 @@ class Call {
 
   Array array(std::int64_t i) const {
     Array array;
+    array.spec = &spec_;
     array.place = i;
     array.given = {};
     const char* from = reinterpret_cast<const char*>(arrays_) + static_cast<std::size_t>(i) * scalars_.array_size;
@@ -293,10 +302,15 @@ class Call {
   void check_plain(const Array& array) const {
     const gradstep_array& given = array.given;
     if (given.dtype < GRADSTEP_FLOAT32 || given.dtype > GRADSTEP_FLOAT16)
-      throw std::invalid_argument(array.name() + ".dtype must be GRADSTEP_FLOAT32, GRADSTEP_FLOAT64, " +
-                                  "GRADSTEP_BFLOAT16 or GRADSTEP_FLOAT16, got " + std::to_string(given.dtype));
+      throw std::invalid_argument(
+          array.name() + ".dtype must be GRADSTEP_FLOAT32, GRADSTEP_FLOAT64, " +
+          "GRADSTEP_BFLOAT16 or GRADSTEP_FLOAT16, got " +
+          (given.dtype == GRADSTEP_8_BITS ? "GRADSTEP_8_BITS, which is for states" : std::to_string(given.dtype)));
+    if ((given.held & 15) == GRADSTEP_8_BITS)
+      throw std::invalid_argument(std::string(name(array.place, 1)) +
+                                  " cannot be GRADSTEP_8_BITS, which is for states");
     for (std::uint32_t rest = static_cast<std::uint32_t>(given.held), part = 1; rest != 0; rest >>= 4, ++part)
-      if ((rest & 15) > GRADSTEP_FLOAT16 || static_cast<int>(part) >= parts_)
+      if ((rest & 15) > GRADSTEP_8_BITS || static_cast<int>(part) >= parts_)
         throw std::invalid_argument(array.name() + ".held must be 0, or GRADSTEP_HELD() of types for grad and the " +
                                     std::to_string(parts_ - 2) + " states of " + spec_.name + ", got " +
                                     std::to_string(given.held));
@@ -308,14 +322,15 @@ class Call {
                                     " has " + std::to_string(parts_ - 2) + " states");
   }
 
-  // All parts are of one size, and some are written to.
+  // Some parts are written to.
   void check_parts(const Array& array) const {
     bool fits = true, apart = true;
     std::uintptr_t bytes[2 + max_states];
     for (int part = 0; part < parts_; ++part) {
-      const auto item_size = static_cast<std::uintptr_t>(array.item_size(part));
-      const std::uintptr_t begin = array.address(part);
-      bytes[part] = static_cast<std::uintptr_t>(array.given.size) * item_size;
+      const Memory memory = array.memory(part);
+      const auto item_size = static_cast<std::uintptr_t>(memory.item_size());
+      const std::uintptr_t begin = memory.begin;
+      bytes[part] = static_cast<std::uintptr_t>(memory.size) * item_size;
       fits &= (begin != 0 || bytes[part] == 0) && begin % item_size == 0 && begin <= UINTPTR_MAX - bytes[part];
       for (int other = 0; other < part; ++other) {
         const std::uintptr_t there = array.address(other);
@@ -330,9 +345,10 @@ class Call {
     for (int part = 0; part < parts_; ++part) {
       const std::string name = this->name(array.place, part);
       if (array.given.size > 0) check_not_null(array.parts[part], name.c_str());
-      if (array.address(part) % static_cast<std::uintptr_t>(array.item_size(part)) != 0)
-        throw std::invalid_argument(name + " must be aligned to its " + std::to_string(array.item_size(part)) +
-                                    "-byte elements, got address " + std::to_string(array.address(part)));
+      const Memory memory = array.memory(part);
+      if (memory.begin % static_cast<std::uintptr_t>(memory.item_size()) != 0)
+        throw std::invalid_argument(name + " must be aligned to its " + std::to_string(memory.item_size()) +
+                                    "-byte elements, got address " + std::to_string(memory.begin));
     }
     throw std::invalid_argument(array.name() + ".size is " + std::to_string(array.given.size) +
                                 ", which goes beyond the memory that addresses reach");

@@ -179,6 +179,10 @@ struct Converters {
   Store store[storage_count];
 };
 
+/// Between float32 and its two halves: bfloat16, the nearest one, and what it differs by. NaN loses what it carries.
+using Join = void (*)(const std::uint16_t* high, const std::uint16_t* low, float* numbers, std::int64_t size) noexcept;
+using Split = void (*)(const float* numbers, std::uint16_t* high, std::uint16_t* low, std::int64_t size) noexcept;
+
 /// The chances of as many pairs.
 using Draw = void (*)(const Rounding&, std::int64_t pairs, std::uint16_t* chances) noexcept;
 
@@ -193,6 +197,8 @@ struct Table {
   Converters float32_converters;
   Converters float64_converters;
   Draw draw;
+  Join join;
+  Split split;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
   LinearKernels float32_rows[layout_count];
   LinearKernels float64_rows[layout_count];

@@ -284,6 +284,8 @@ const Table& table_of(List<Rules...>, std::index_sequence<N...>) {
       float32_converters,
       float64_converters,
       draw,
+      join,
+      split,
       {streams_kernel<float>(std::make_index_sequence<N>())...},
       {dense_kernels<float>(), sparse_kernels<float, std::int32_t>(), sparse_kernels<float, std::int64_t>()},
       {dense_kernels<double>(), sparse_kernels<double, std::int32_t>(), sparse_kernels<double, std::int64_t>()}};

@@ -325,6 +325,24 @@ void store_blocks(const void* numbers, void* memory, std::int64_t size, const st
   }
 }
 
+// The lower half has a sign: half of the distance to the next bfloat16, up or down.
+void join(const std::uint16_t* high, const std::uint16_t* low, float* numbers, std::int64_t size) noexcept {
+#pragma omp simd
+  for (std::int64_t i = 0; i < size; ++i) {
+    const auto rest = static_cast<std::uint32_t>(static_cast<std::int32_t>(static_cast<std::int16_t>(low[i])));
+    numbers[i] = of_bits((std::uint32_t{high[i]} << 16) + rest);
+  }
+}
+
+void split(const float* numbers, std::uint16_t* high, std::uint16_t* low, std::int64_t size) noexcept {
+#pragma omp simd
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::uint32_t bits = bits_of(numbers[i]), known = (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC00000 : bits;
+    high[i] = static_cast<std::uint16_t>((known + 0x8000) >> 16);
+    low[i] = static_cast<std::uint16_t>(known);
+  }
+}
+
 constexpr Converters float32_converters{
     {nullptr, nullptr, load<BFloat16, float>, load<Float16, float>, load_blocks<true>, load_blocks<false>},
     {nullptr, nullptr, store<BFloat16>, store<Float16>, store_blocks<true>, store_blocks<false>}};

@@ -46,7 +46,7 @@ void clear_gradients(const Job& job, std::int64_t begin, std::int64_t size) {
 // The sweep of all buffers as memory holds them, if the kernel has it.
 SweepInPlace sweep_in_place(const Job& job) {
   const Stored& stored = *job.stored;
-  if (!stored.stochastic || stored.param != stored.grad) return nullptr;
+  if (!stored.stochastic || stored.param != stored.grad || stored.copy || stored.low) return nullptr;
   for (int k = 0; k < max_states && job.buffers.states[k]; ++k)
     if (stored.states[k] != Storage::bfloat16) return nullptr;
   if (stored.param == Storage::bfloat16) return job.kernel->sweep_bfloat16;
@@ -59,7 +59,7 @@ void hold_as(Job& job, Stored& stored, Storage grad, const Table& table, const R
              std::int64_t t, std::int64_t array, bool zero_grad) {
   stored.grad = grad;
   stored.converters = job.item_size == 4 ? &table.float32_converters : &table.float64_converters;
-  stored.draw = table.draw;
+  stored.table = &table;
   stored.stochastic = rounding.stochastic;
   stored.zero_grad = zero_grad;
   stored.chance =
@@ -96,15 +96,19 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
     storages[count] = stored.states[k];
   }
 
+  const bool by_chance = stored.stochastic && !std::all_of(storages, storages + count, is_wide);
+  const int first = stored.low ? 1 : 0;  // a parameter in two halves goes a way of its own
+  auto* const whole = reinterpret_cast<float*>(room[0]);
+
   for (; begin < end; begin += stored_piece) {
     const std::int64_t size = std::min(stored_piece, end - begin);
-    if (stored.stochastic) stored.draw(rounding_at(stored, begin), round_up(size, state_block) / 2, chances);
+    if (by_chance) stored.table->draw(rounding_at(stored, begin), round_up(size, state_block) / 2, chances);
     if (in_place && size % 2 == 0) {
       in_place(*job.constants, job.buffers, begin, size, chances);
       if (stored.zero_grad) clear_gradients(job, begin, size);
       continue;
     }
-    for (int k = 0; k < count; ++k) {
+    for (int k = first; k < count; ++k) {
       *places[k] = at(memory[k], storages[k], begin);
       if (storages[k] == arithmetic) continue;
       stored.converters->load[static_cast<int>(storages[k])](*places[k], room[k], size);
@@ -112,9 +116,18 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
         std::memset(room[k] + size * 4, 0, static_cast<std::size_t>(round_up(size, state_block) - size) * 4);
       *places[k] = room[k];
     }
+    auto* const high = stored.low ? static_cast<std::uint16_t*>(job.buffers.param) + begin : nullptr;
+    if (stored.low) {
+      stored.table->join(high, stored.low + begin, whole, size);
+      pieces.param = whole;
+    }
     pieces.grad = const_cast<void*>(gradients_of(job, begin, size, room[count]));
     job.kernel->sweep(*job.constants, pieces, 0, size);
-    for (int k = 0; k < count; ++k)
+    if (stored.low) stored.table->split(whole, high, stored.low + begin, size);
+    if (stored.copy)
+      stored.converters->store[static_cast<int>(stored.copy_storage)](
+          pieces.param, at(stored.copy, stored.copy_storage, begin), size, nullptr, 0);
+    for (int k = first; k < count; ++k)
       if (storages[k] != arithmetic)
         stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
                                                                 stored.stochastic ? chances : nullptr, k);

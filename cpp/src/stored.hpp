@@ -11,7 +11,10 @@ struct Job;
 struct Stored {
   Storage param, grad, states[max_states];
   const Converters* converters;  // of the arithmetic, at the level in use
-  Draw draw;                     // of that level
+  const Table* table;            // of that level
+  void* copy;                    // of the parameter, in 16 bits, for others to read; null: there is none
+  Storage copy_storage;
+  std::uint16_t* low;  // the lower halves of a parameter of float32 whose upper ones are bfloat16; null: it is whole
   bool stochastic, zero_grad;
   std::uint64_t chance;  // of the seed, the step and the array
   std::int64_t first;    // the place of the first element in the whole array, where this is a part of one

@@ -131,7 +131,8 @@ def array(name: str, value: Any) -> None:
 def array_like(name: str, value: Any, target: NDArray[Any], convert: bool = False) -> None:
     """An array that can be copied over another, without a conversion unless that is asked for."""
     array(name, value)
-    dtype = target.dtype if convert and is_float(value.dtype) else value.dtype
+    both = is_float(value.dtype) and is_float(target.dtype)
+    dtype = target.dtype if convert and both else value.dtype
     if (dtype, value.shape) != (target.dtype, target.shape):
         raise ValueError(
             f"{name} is {value.dtype} of shape {value.shape}, "

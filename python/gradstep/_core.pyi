@@ -124,6 +124,8 @@ class Plan:
         seen: numpy.typing.NDArray[numpy.bool] | None = None,
         row_weights: numpy.typing.NDArray[numpy.float64] | None = None,
         by_rows: bool = False,
+        copies: collections.abc.Sequence[typing.Any] | None = None,
+        low_bits: collections.abc.Sequence[typing.Any] | None = None,
     ) -> None: ...
     def acquire(self) -> None:
         """

@@ -132,8 +132,14 @@ class WindowedPlan:
         )
         self._skips = options.get("skip_nonfinite", False)
         self._single = all(param.dtype != np.float64 for param in params)
-        #: Of each array its memory, as one vector: the parameter and its states.
-        self._vectors = [[_vector(a) for a in arrays] for arrays in zip(params, *states)]  # noqa: B905 - no states
+        beside = {
+            name: [_vector(array) for array in options.pop(name)]
+            for name in ("copies", "low_bits")
+            if name in options
+        }
+        #: Of each array its memory, as one vector: the parameter, its states and what is beside.
+        kinds = [params, *states, *beside.values()]
+        self._vectors = [[_vector(a) for a in arrays] for arrays in zip(*kinds)]  # noqa: B905 - no states
         self._windows = [
             (i, slice(begin, min(begin + WINDOW, param.size)))
             for i, param in enumerate(params)
@@ -143,10 +149,11 @@ class WindowedPlan:
             make(
                 rule,
                 [self._vectors[i][0][window]],
-                [[_part(state, window)] for state in self._vectors[i][1:]],
+                [[_part(state, window)] for state in self._vectors[i][1 : 1 + len(states)]],
                 nouns,
                 [suffixes[i]],
                 **options,
+                **{name: [arrays[i][window]] for name, arrays in beside.items()},
             )
             for i, window in self._windows
         ]
@@ -260,7 +267,7 @@ def _read(part: Array) -> None:
     Asked with MADV_WILLNEED, Linux reads into single pages, not into large folios as here: a step
     took twice as long.
     """
-    part.view(np.uint8)[:: mmap.PAGESIZE].max()
+    part.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
 
 
 @contextmanager

@@ -142,8 +142,10 @@ class ScheduleFree(Optimizer):
         with self._alone():
             if self._counter[-1] == to_mean:
                 if self.t > 0:
-                    pairs = zip(self._params, self._states["z"], strict=True)
-                    self._move_points((part for pair in pairs for part in windows(*pair)), to_mean)
+                    with self._points() as points:
+                        pairs = zip(points, self._states["z"], strict=True)
+                        parts = (part for pair in pairs for part in windows(*pair))
+                        self._move_points(parts, to_mean)
                 self._counter[-1] = not to_mean
 
     def _move_points(self, points: Iterable[tuple[Array, Array]], to_mean: bool) -> None:

@@ -67,6 +67,12 @@ Result = TypeVar("Result")
 
 #: With `overlap`, elements of a rank that are on the way together.
 BUCKET = 64 * BLOCK
+#: The options that `Sharded` does not take, and why.
+UNSHARED = {
+    "state_dir": "each rank's states are in memory",
+    "copy_to": "each rank steps a part of the parameters",
+    "master": "parameters are float32 or float64",
+}
 #: Seconds for the launcher to pass on what a rank wrote last, because the end of all cuts it off.
 TIME_TO_TELL = 1.0
 
@@ -141,11 +147,11 @@ class Sharded:
     ) -> None:
         """What a rank does for itself."""
         check_sharded(optimizer)
-        if "state_dir" in arguments:
-            raise TypeError(
-                "Sharded() has no argument 'state_dir': each rank's states are in memory"
-            )
-        if str(arguments.get("state_dtype")) in {"int8", repr(np.int8)}:
+        for name, why in UNSHARED.items():
+            if name in arguments:
+                raise TypeError(f"Sharded() has no argument {name!r}: {why}")
+        held = arguments.get("state_dtype")
+        if held is not None and check.state_dtype("state_dtype", held) == np.int8:
             raise TypeError(
                 "Sharded() takes no states in 8 bits (int8): their blocks go over the edges of "
                 "arrays, which a state file keeps apart"

@@ -34,7 +34,7 @@ from . import _checks as check
 from . import _core, _disk, _files
 from ._memory import zeros_beside
 from ._structure import Structure
-from .reference import STATE_BLOCK, TOP, blocks_shape, from_blocks, to_blocks
+from .reference import STATE_BLOCK, TOP, blocks_shape, from_blocks, joined, split, to_blocks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,6 +66,12 @@ LearningRate = float | Callable[[int], float]
 CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
 #: Every optimizer class of the package, in the order of definition: each adds itself.
 CLASSES: list[type[Optimizer]] = []
+#: States that are no rule's: the parameters in float32, and what these lack in bfloat16.
+MASTER, LOW_BITS = "master", "low_bits"
+BESIDE_STATES: Mapping[str, np.dtype[Any]] = {
+    MASTER: np.dtype(np.float32),
+    LOW_BITS: np.dtype(np.uint16),
+}
 #: The settings of those optimizers alone that round.
 _ROUNDING = frozenset({"rounding", "rounding_seed"})
 
@@ -80,6 +86,8 @@ class Options(TypedDict, total=False):
     rounding: str
     rounding_seed: int
     state_dir: _files.PathLike | None
+    copy_to: Arrays | None
+    master: bool | str
 
 
 class StepOptions(TypedDict, total=False):
@@ -146,6 +154,14 @@ class Optimizer:
             Steps then go window by window, and the memory of what is done is given back; the bits
             are the same. For rules that work element by element. `load` and `load_state_dict` need
             memory for what they read. Default None: in memory.
+        copy_to: arrays of bfloat16 or float16 in the structure and shapes of `params`, which are
+            float32: a model to compute with, written at once and in every step, to the nearest.
+            For rules that work element by element. Default None.
+        master: parameters in 16 bits stay the nearest numbers to masters in float32, to which
+            the steps are added: True keeps these as a state "master"; "split", of bfloat16, keeps
+            what is missing to them, a state "low_bits" of 16 bits, for as exact steps with less
+            memory. States are float32 then, if `state_dtype` does not say otherwise. For rules that
+            work element by element. Default False.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
@@ -190,6 +206,8 @@ class Optimizer:
         rounding: str = "stochastic",
         rounding_seed: int = 0,
         state_dir: _files.PathLike | None = None,
+        copy_to: Arrays | None = None,
+        master: bool | str = False,
         **unknown: Any,
     ) -> None:
         if not self.rules:
@@ -206,8 +224,10 @@ class Optimizer:
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
         self._state_dtype = self._checked_state_dtype(state_dtype)
-        dtypes = {param.dtype for param in self._params} | {self._state_dtype or np.dtype(float)}
-        rounded = any(dtype.itemsize < 4 for dtype in dtypes)
+        self._master = self._checked_master(master, copy_to)
+        held = [] if self._master else [param.dtype for param in self._params]
+        held += [self._state_dtype] if self._state_dtype else []
+        rounded = any(dtype.itemsize < 4 for dtype in held)
         how = check_rounding(rounding, rounding_seed)
         self._settings = self._checked_settings(
             {"maximize": maximize, **(how if rounded else {}), **settings}
@@ -227,15 +247,35 @@ class Optimizer:
             make_plan = partial(_disk.WindowedPlan, self._plan_class)  # type: ignore[assignment]
         self._states = self._new_states()
         kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
+        nouns = ["params", "grads", *map(self._noun, kinds)]
+        beside: dict[str, Any] = {}
+        #: What steps update, unless halves of it are in two places, and what they copy it to.
+        self._updated, self._copies = self._params, []
+        if self._master == "split":
+            self._states |= self._zeros([LOW_BITS])
+            beside["low_bits"] = self._states[LOW_BITS]
+        elif self._master:
+            self._states |= self._zeros([MASTER])
+            self._updated, self._copies = self._states[MASTER], self._params
+            for whole, param in zip(self._updated, self._params, strict=True):
+                np.copyto(whole, param)
+            nouns.append("params")
+        elif copy_to is not None:
+            self._copies = self._structure.views(copy_to, "copy_to")
+            nouns.append("copy_to")
+        if self._copies:
+            beside["copies"] = self._copies
         self._plan = make_plan(
             rule,
-            self._params,
+            self._updated,
             [self._states.get(kind, []) for kind in kinds],
-            ["params", "grads", *map(self._noun, kinds)],
+            nouns,
             self._structure.suffixes,
             **self._habits,
             **self._plan_options(),
+            **beside,
         )
+        self._write_copies()
         self._tell_rounding()
 
     def step(
@@ -421,6 +461,8 @@ class Optimizer:
         habits: dict[str, Any] = {name: True for name, on in self._habits.items() if on}
         if self._state_dtype:
             habits["state_dtype"] = self._state_dtype.name
+        if self._master:
+            habits["master"] = self._master
         if self._state_dir is not None:
             habits["state_dir"] = os.fspath(self._state_dir)
         shown = {**self.hyperparameters, "lr": self.lr, **habits, **self._sizes()}
@@ -466,10 +508,12 @@ class Optimizer:
         """
         _check_keys("state_dict", state_dict, [*self._meta(), "state", "counters"])
         state, counters = state_dict["state"], state_dict["counters"]
-        _check_keys("state", state, self._states)
+        _check_keys("state", *(_apart(names, convert) for names in (state, self._states)))
         _check_keys("counters", counters, self._counters())
         sources: dict[str, Array] = {}
         for name, tree in state.items():
+            if convert and name not in self._states and name not in (MASTER, LOW_BITS):
+                continue
             arrays = self._structure.arrays(tree, f"state {name}")
             sources |= zip(self._labels(f"state {name}"), arrays, strict=True)
         for label, array in sources.items():
@@ -548,11 +592,11 @@ class Optimizer:
         settings = self._checked_settings({name: hyper[name] for name in self._settings})
         t = check.integer("t", meta["t"], 0)
         targets = self._named_arrays(with_params)
-        _check_keys("the state", sources, targets)
-        for label in targets:
-            check.array(label, sources[label])
+        for label, source in sources.items():
+            check.array(label, source)
         if convert:
-            sources = self._converted(sources, targets)
+            sources = self._converted(self._with_masters(sources, targets), targets)
+        _check_keys("the state", sources, targets)
         for label, target in targets.items():
             check.array_like(label, sources[label], target, convert)
         self._check_counters({name: sources[f"counter {name}"] for name in self._counters()})
@@ -563,6 +607,7 @@ class Optimizer:
             self._hyper, self._settings, self._scalars_kept = checked, settings, False
             self._tell_rounding()
             self._plan.t = t
+            self._write_copies()
             self._restored()
 
     def _converted(
@@ -573,14 +618,43 @@ class Optimizer:
         for name in self._states:
             labels = self._labels(f"state {name}")
             for label, param in zip(labels, self._params, strict=True):
-                source, target = sources[label], targets[label]
+                source, target = sources.get(label, param), targets[label]
                 held = source.dtype.name in TOP and source.shape == blocks_shape(param.size)
                 if target.dtype.name in TOP:
                     if check.is_float(source.dtype) and source.shape == param.shape:
+                        if target.dtype == np.uint8 and (source < 0).any():
+                            raise ValueError(f"{label} holds negative numbers")
                         with np.errstate(over="ignore"):
                             converted[label] = to_blocks(source.astype(np.float32), target.dtype)
-                elif held:
+                elif held and target.shape == param.shape:
                     converted[label] = from_blocks(source, param.size).reshape(target.shape)
+        return converted
+
+    def _with_masters(
+        self, sources: Mapping[str, Array], targets: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The sources, with masters or without, whole or split, as their targets are."""
+        converted = dict(sources)
+        for suffix, param in zip(self._structure.suffixes, self._params, strict=True):
+            own = f"params{suffix}"
+            master, low = (f"state {name}{suffix}" for name in (MASTER, LOW_BITS))
+            given = sources.get(own, param)
+            exact = converted.pop(master, given)
+            bits = converted.pop(low, None)
+            if not all(x.shape == param.shape and check.is_float(x.dtype) for x in (given, exact)):
+                continue
+            if bits is not None and given.dtype.name == "bfloat16":
+                check.array_like(low, bits, np.empty(param.shape, BESIDE_STATES[LOW_BITS]))
+                exact = joined(given, bits)
+            if master in targets:
+                converted[master] = exact.astype(np.float32)
+            elif low in targets:
+                high, converted[low] = split(exact.astype(np.float32))
+                given = high.view(param.dtype)
+            elif param.dtype.itemsize >= 4:
+                given = exact
+            if own in sources:
+                converted[own] = given
         return converted
 
     def _labels(self, noun: str) -> list[str]:
@@ -611,11 +685,13 @@ class Optimizer:
         """States of zeros; the one that has rows, if the rule has such a one, with so many."""
         leading = {self._rule.row_state: () if rows is None else (rows,)}
 
+        plain: np.dtype[Any] | None = BESIDE_STATES[MASTER] if self._master else None
+
         def form(name: str, param: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
             if name not in self._rule.states:
-                return param.shape, param.dtype
+                return param.shape, BESIDE_STATES.get(name, param.dtype)
             shape = (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
-            dtype = self._state_dtype or param.dtype
+            dtype = self._state_dtype or plain or param.dtype
             if dtype != np.int8:
                 return shape, dtype
             if param.size < check.LEAST_IN_8_BITS:
@@ -635,17 +711,20 @@ class Optimizer:
     def _begin_with(self, state: str, start: float, argument: str) -> None:
         """Fill a state with what an argument says."""
         for array, param in zip(self._states[state], self._params, strict=True):
-            dtype = np.dtype(np.float32) if array.dtype.name in TOP else array.dtype
+            in_blocks = array.dtype.name in TOP
             with np.errstate(over="ignore"):
-                held = np.array(start).astype(dtype)
-            if float(held) == np.inf:
-                raise ValueError(f"{argument} is {start}, which {dtype} cannot hold")
+                numbers = np.full(STATE_BLOCK, start).astype(
+                    np.float32 if in_blocks else array.dtype
+                )
+            block = to_blocks(numbers, array.dtype) if in_blocks else numbers
+            if float((from_blocks(block, 1) if in_blocks else numbers)[0]) == np.inf:
+                raise ValueError(f"{argument} is {start}, which {array.dtype} cannot hold")
             if start == 0:  # zeros are not touched before the first step
                 continue
-            if array.dtype.name in TOP:
-                array[...] = to_blocks(np.full(STATE_BLOCK, held), array.dtype)
+            if in_blocks:
+                array[...] = block
                 last = param.size - (len(array) - 1) * STATE_BLOCK
-                array[-1:] = to_blocks(np.full(last, held), array.dtype)
+                array[-1:] = to_blocks(numbers[:last], array.dtype)
             else:
                 array.fill(start)
 
@@ -679,7 +758,8 @@ class Optimizer:
 
     def _arrays(self) -> list[Array]:
         """Every array that a step may write to."""
-        return list(self._named_arrays(with_params=True).values())
+        copies = [] if self._copies is self._params else self._copies
+        return [*self._named_arrays(with_params=True).values(), *copies]
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters that are no numbers of the rule."""
@@ -697,6 +777,47 @@ class Optimizer:
                 if param.dtype == np.float64:
                     raise TypeError(f"{label} is float64, which takes no states in 8 bits (int8)")
         return dtype
+
+    def _checked_master(self, master: Any, copy_to: Arrays | None) -> bool | str:
+        if copy_to is not None:
+            check_elementwise(type(self), "have a copy_to")
+        if not (isinstance(master, (bool, np.bool_)) or master == "split"):
+            raise ValueError(f"master must be True, False or 'split', got {master!r}")
+        if not master:
+            return False
+        check_elementwise(type(self), "have masters")
+        if copy_to is not None:
+            raise ValueError(f"copy_to must be None with master={master!r}: params are the copy")
+        known = ("bfloat16",) if master == "split" else ("bfloat16", "float16")
+        for label, param in zip(self._labels("params"), self._params, strict=True):
+            if param.dtype.name not in known:
+                raise TypeError(
+                    f"{label} must have dtype {' or '.join(known)} with master={master!r}, "
+                    f"got {param.dtype}"
+                )
+        return master if isinstance(master, str) else True
+
+    def _write_copies(self) -> None:
+        for copy, updated in zip(self._copies, self._updated, strict=bool(self._copies)):
+            with np.errstate(over="ignore"):
+                np.copyto(copy, updated, casting="unsafe")
+
+    def _whole(self) -> Sequence[Array]:
+        """The parameters as steps update them."""
+        if self._master != "split":
+            return self._updated
+        halves = zip(self._params, self._states[LOW_BITS], strict=True)
+        return [joined(high, low) for high, low in halves]
+
+    @contextlib.contextmanager
+    def _points(self) -> Iterator[Sequence[Array]]:
+        """The same, to be moved; then all that holds them follows."""
+        whole = self._whole()
+        yield whole
+        if self._master == "split":
+            for x, param, low in zip(whole, self._params, self._states[LOW_BITS], strict=True):
+                param.view(np.uint16)[...], low[...] = split(x)
+        self._write_copies()
 
     def _tell_rounding(self) -> None:
         if "rounding" in self._settings:
@@ -760,6 +881,11 @@ def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
     """The first of a class's rules that has this hyper-parameter, for its range."""
     named = (CORE_RULES[rule] for rule in rules)
     return next(rule for rule in named if hyper in (*rule.hyperparameters, "weight_decay"))
+
+
+def _apart(names: Iterable[str], convert: bool) -> dict[str, None]:
+    """The names of states, without what a conversion makes."""
+    return {name: None for name in names if not (convert and name in BESIDE_STATES)}
 
 
 def _check_keys(noun: str, given: Any, wanted: Iterable[str]) -> None:
@@ -935,7 +1061,7 @@ class Nesterov(Optimizer):
     def position(self) -> Arrays:
         """The point `x = a - momentum v`, in new arrays."""
         momentum = self._hyper["momentum"]
-        pairs = zip(self._params, self._numbers("v"), strict=True)
+        pairs = zip(self._whole(), self._numbers("v"), strict=True)
         return self._structure.build([np.asarray(a - momentum * v) for a, v in pairs])
 
     def settle(self) -> None:
@@ -943,8 +1069,8 @@ class Nesterov(Optimizer):
 
         Further steps start anew from there.
         """
-        with self._alone():
-            for a, v in zip(self._params, self._numbers("v"), strict=True):
+        with self._alone(), self._points() as points:
+            for a, v in zip(points, self._numbers("v"), strict=True):
                 a[...] = a - self._hyper["momentum"] * v
             for v in self._states["v"]:
                 v.fill(0)

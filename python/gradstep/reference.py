@@ -759,6 +759,31 @@ def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: i
     return apart.reshape(blocks, STATE_BLOCK)
 
 
+def joined(high: Array, low: Array) -> Array:
+    """The float32 numbers of which `split` made two halves.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.reference import joined, split
+        >>> joined(*split(np.array([0.1, -3.3e38], np.float32)))
+        array([ 1.0e-01, -3.3e+38], dtype=float32)
+    """
+    bits = high.view(np.uint16).astype(np.uint32)
+    bits <<= 16
+    bits += low.view(np.int16).astype(np.int32).view(np.uint32)
+    return bits.view(np.float32)
+
+
+def split(x: Array) -> tuple[Array, Array]:
+    """The nearest bfloat16 of each number, as its bits, and by how many units the number differs.
+
+    Exact: `joined` makes the same numbers of the two. NaN loses what it carries.
+    """
+    bits = np.asarray(np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32)))
+    high, low = (bits + 0x8000) >> 16, bits & 0xFFFF
+    return np.asarray(high, np.uint16), np.asarray(low, np.uint16)
+
+
 def stored_step(
     rule: str,
     w: Array,
@@ -923,7 +948,10 @@ class Plan:
         seen: Array | None = None,
         row_weights: Array | None = None,
         by_rows: bool = False,
+        copies: Sequence[Array] | None = None,
+        low_bits: Sequence[Array] | None = None,
     ) -> None:
+        self.copies, self.low_bits = copies, low_bits
         if flush_denormals:
             raise ValueError("flush_denormals=True is not possible in NumPy")
         self.rule, self.params, self.states, self.t = rule, params, states, 0
@@ -1023,6 +1051,9 @@ class Plan:
                     if fresh:
                         state.fill(0)
                 states.append(state)
+            high = w
+            if self.low_bits is not None:
+                w = joined(high, self.low_bits[i])
             whole = [w, *states]
             if self.by_rows:
                 w, *states = parts = [array[touched[i]] for array in whole]
@@ -1044,6 +1075,11 @@ class Plan:
             if self.by_rows:
                 for array, part in zip(whole, parts, strict=True):
                     array[touched[i]] = part
+            if self.copies is not None:
+                with np.errstate(over="ignore"):
+                    self.copies[i][...] = w
+            if self.low_bits is not None:
+                high.view(np.uint16)[...], self.low_bits[i][...] = split(w)
             if zero_grad:
                 given[i].fill(0)
         if self.seen is not None:

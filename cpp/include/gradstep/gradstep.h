@@ -76,7 +76,13 @@ int32_t gradstep_is_decoupled(const gradstep_rule* rule);
 #define GRADSTEP_MAX_STATES 4
 
 /* The type of elements. The arithmetic is double where the parameter is, else float. Further ones may come. */
-enum { GRADSTEP_FLOAT32 = 1, GRADSTEP_FLOAT64 = 2, GRADSTEP_BFLOAT16 = 3, GRADSTEP_FLOAT16 = 4 };
+enum {
+  GRADSTEP_FLOAT32 = 1,
+  GRADSTEP_FLOAT64 = 2,
+  GRADSTEP_BFLOAT16 = 3,
+  GRADSTEP_FLOAT16 = 4,
+  GRADSTEP_8_BITS = 5 /* of states alone */
+};
 
 /* The types of grad and states where they are others than that of param; 0 for that one. A gradient has at most the
  * bits of the arithmetic, and so has a state; beside double it is float at the least. Not for rules with norms or
@@ -84,7 +90,13 @@ enum { GRADSTEP_FLOAT32 = 1, GRADSTEP_FLOAT64 = 2, GRADSTEP_BFLOAT16 = 3, GRADST
 #define GRADSTEP_HELD(grad, state0, state1, state2, state3) \
   ((grad) | (state0) << 4 | (state1) << 8 | (state2) << 12 | (state3) << 16)
 
-/* One parameter array, and what belongs to it: `size` elements each, contiguous, aligned to their type. */
+/* The bytes of a state of `size` elements in GRADSTEP_8_BITS: blocks of 257 for 256 elements each, the last one filled
+ * up. A byte is for the exponent that all of a block share, the others are codes; without a sign where the rule never
+ * makes the state negative. All bytes 0 are zeros. Made for arrays of some thousand elements and more. */
+#define GRADSTEP_8_BITS_BYTES(size) (((size) + INT64_C(255)) / 256 * 257)
+
+/* One parameter array, and what belongs to it: `size` elements each, contiguous, aligned to their type, which in 8 bits
+ * is a byte. */
 typedef struct gradstep_array {
   void* param;
   void* grad;                        /* only read, unless zero_grad */
@@ -109,8 +121,8 @@ typedef struct gradstep_scalars {
   int32_t zero_grad;       /* set the gradients to 0 once they have been read */
   int32_t skip_nonfinite;  /* NaN or infinity in a gradient skips the step, and is no failure */
   int32_t flush_denormals; /* denormal numbers count as 0 inside the step */
-  /* How what is written becomes 16 bits: one of two neighbours by chance, which depends on the seed, t, the place of
-   * the array among those of the call and that of the element; or the nearest. */
+  /* How what is written becomes 16 or 8 bits: one of two neighbours by chance, which depends on the seed, t, the place
+   * of the array among those of the call and that of the element; or the nearest. */
   uint64_t rounding_seed;
   int32_t round_to_nearest;
 } gradstep_scalars;
