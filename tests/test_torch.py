@@ -523,6 +523,8 @@ def test_arguments_are_those_of_pytorch(name):
         "skip_nonfinite",
         "flush_denormals",
         "state_dir",
+        "copy_to",
+        "master",
     }
 
 
