@@ -186,8 +186,8 @@ struct Block {
   // What a block begins with: the biased exponent of its largest number, made odd; then even again, unless a number is
   // not finite.
   static std::uint32_t exponent(std::uint32_t held) { return (held | 1) < least ? least : held | 1; }
-  static float widest(std::uint32_t exponent) { return of_bits((exponent - powers) << 23); }
-  static float narrowest(std::uint32_t exponent) { return of_bits((254 + powers - exponent) << 23); }
+  static float to_numbers(std::uint32_t exponent) { return of_bits((exponent - powers) << 23); }
+  static float to_codes(std::uint32_t exponent) { return of_bits((254 + powers - exponent) << 23); }
 };
 
 constexpr std::uint32_t two = 0x40000000;  // the bits of 2.0, above
@@ -239,7 +239,7 @@ void load_blocks(const void* memory, void* numbers, std::int64_t size) noexcept 
   const auto* held = static_cast<const unsigned char*>(memory);
   auto* to = static_cast<float*>(numbers);
   for (; size > 0; size -= state_block, held += held_block, to += state_block) {
-    const float scale = Block<has_sign>::widest(Block<has_sign>::exponent(*held));
+    const float scale = Block<has_sign>::to_numbers(Block<has_sign>::exponent(*held));
     if (*held & 1)
       load_block<has_sign, false>(held + 1, to, scale, quarters);
     else
@@ -302,7 +302,7 @@ GRADSTEP_INLINE void store_one(const float* numbers, unsigned char* held, std::u
                                const std::uint16_t* chances, std::uint32_t own) {
   constexpr auto quarters = std::make_integer_sequence<int, 4>();
   const std::uint32_t exponent = Block<has_sign>::exponent(largest >> 23);
-  const float scale = Block<has_sign>::narrowest(exponent);
+  const float scale = Block<has_sign>::to_codes(exponent);
   *held = static_cast<unsigned char>(all_finite ? exponent - 1 : exponent);
   if (chances)
     store_block<has_sign, all_finite, true>(numbers, held + 1, scale, chances, own, quarters);

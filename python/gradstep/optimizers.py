@@ -34,7 +34,7 @@ from . import _checks as check
 from . import _core, _disk, _files
 from ._memory import zeros_beside
 from ._structure import Structure
-from .reference import STATE_BLOCK, TOP, blocks_shape, from_blocks, joined, split, to_blocks
+from .reference import TOP, blocks_shape, fill_blocks, from_blocks, joined, split, to_blocks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -713,18 +713,15 @@ class Optimizer:
         for array, param in zip(self._states[state], self._params, strict=True):
             in_blocks = array.dtype.name in TOP
             with np.errstate(over="ignore"):
-                numbers = np.full(STATE_BLOCK, start).astype(
-                    np.float32 if in_blocks else array.dtype
-                )
-            block = to_blocks(numbers, array.dtype) if in_blocks else numbers
-            if float((from_blocks(block, 1) if in_blocks else numbers)[0]) == np.inf:
+                number = np.array([start]).astype(np.float32 if in_blocks else array.dtype)
+            if in_blocks:
+                number = from_blocks(to_blocks(number, array.dtype), 1)
+            if float(number[0]) == np.inf:
                 raise ValueError(f"{argument} is {start}, which {array.dtype} cannot hold")
             if start == 0:  # zeros are not touched before the first step
                 continue
             if in_blocks:
-                array[...] = block
-                last = param.size - (len(array) - 1) * STATE_BLOCK
-                array[-1:] = to_blocks(numbers[:last], array.dtype)
+                fill_blocks(array, start, param.size)
             else:
                 array.fill(start)
 

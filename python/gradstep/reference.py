@@ -703,8 +703,7 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
         >>> held.shape
         (1, 257)
         >>> from_blocks(held, 4)
-        array([ 1.0000000e+00, -3.1250000e-01,  1.0070801e-03,  0.0000000e+00],
-              dtype=float32)
+        array([ 0.99993896, -0.31243896,  0.0010376 ,  0.        ], dtype=float32)
     """
     blocks, _ = blocks_shape(x.size)
     numbers = np.zeros((blocks, STATE_BLOCK), np.float32)
@@ -748,6 +747,13 @@ def from_blocks(held: Array, size: int) -> Array:
     x = np.where(code > last, -x, x)
     numbers: Array = x.reshape(blocks, QUARTER, 4).transpose(0, 2, 1).ravel()[:size]
     return numbers
+
+
+def fill_blocks(held: Array, number: float, size: int) -> None:
+    """Make so many numbers in 8 bits all the same: the nearest that there is."""
+    numbers = np.full(STATE_BLOCK, number, np.float32)
+    held[...] = to_blocks(numbers, held.dtype)
+    held[-1:] = to_blocks(numbers[: size - (len(held) - 1) * STATE_BLOCK], held.dtype)
 
 
 def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0) -> Array:

@@ -46,7 +46,7 @@ from . import _checks as check
 from . import _core, averaging, optimizers, orthogonal, sparse
 from ._memory import zeros_beside
 from .optimizers import CORE_RULES
-from .reference import STATE_BLOCK, asgd_rate, blocks_shape, from_blocks, to_blocks
+from .reference import asgd_rate, blocks_shape, fill_blocks, from_blocks, to_blocks
 
 try:
     import torch
@@ -199,13 +199,6 @@ def _from_blocks(held: torch.Tensor, param: torch.Tensor, axes: Any) -> torch.Te
     in_order = from_blocks(held.numpy(), param.numel()).reshape([size for _, size in axes])
     numbers = in_order.transpose(np.argsort([axis for axis, _ in axes]))
     return torch.from_numpy(numbers.reshape(param.shape))
-
-
-def _fill_blocks(blocks: Any, value: float, size: int) -> None:
-    """Make so many numbers in 8 bits all the same, of which the last block may have fewer."""
-    numbers = np.full(STATE_BLOCK, value, np.float32)
-    blocks[...] = to_blocks(numbers, blocks.dtype)
-    blocks[-1:] = to_blocks(numbers[: size - STATE_BLOCK * (len(blocks) - 1)], blocks.dtype)
 
 
 def _held(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype, axes: Any) -> torch.Tensor:
@@ -469,7 +462,7 @@ class Optimizer(torch.optim.Optimizer):
                 tensor = torch.from_numpy(array).view(dtype)
                 start = one.starts[name]
                 if start and dtype in IN_8_BITS:
-                    _fill_blocks(array, start, param.numel())
+                    fill_blocks(array, start, param.numel())
                 elif start:
                     if start > torch.finfo(dtype).max:
                         raise ValueError(f"{name} begins with {start}, which {dtype} cannot hold")
