@@ -238,7 +238,7 @@ def draw(found: Losses) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharex=True, sharey=True)
     names = list(found)
     for i, (axes, task) in enumerate(zip(panels, TASKS, strict=True)):

@@ -433,26 +433,40 @@ def test_states_that_are_smaller_than_the_parameter(monkeypatch):
 
 @pytest.mark.parametrize("name", STORAGES)
 def test_storages_have_numpys_bits(name, monkeypatch):
-    """Those of the first period, where chance is not the same in the next one."""
-    monkeypatch.setattr(bench, "PERIOD", 64)
-    work = Work("adam", 1000, storage=name)
+    """Those of the first period, where chance is not the same in the next one.
+
+    It ends within a block of 8 bits, which has numbers of the next one too.
+    """
+    monkeypatch.setattr(bench, "PERIOD", 4_357)
+    work = Work("adam", 10_000, storage=name)
     held, param = STORAGES[name], after_checked_steps(work)
     assert param(0, 0, 1).dtype.name == held.params
     assert Oracle(work).check(param) == Check(True, 0.0)
+    all_but_one = Work("adam", 4_356, storage=name)
+    assert Oracle(all_but_one).check(after_checked_steps(all_but_one)) == Check(True, 0.0)
     other = "nearest" if held.rounding == "stochastic" else "stochastic"
     monkeypatch.setitem(STORAGES, name, bench.replace(held, rounding=other))
     assert Oracle(work).check(param).same_bits == (name == PLAIN)
 
 
 def test_bytes_of_storages():
-    works = bench.storages([1000, 2000], threads=1)
+    works = bench.storages([1000, 10_000], threads=1)
     assert [(work.size, work.storage) for work in works] == [
-        (size, name) for size in (1000, 2000) for name in STORAGES
+        (size, name) for size in (1000, 10_000) for name in STORAGES
     ]
-    bytes_of = {work.storage: work.bytes_per_element for work in works}
+    small, bytes_of = (
+        {work.storage: work.bytes_per_element for work in works if work.size == size}
+        for size in (1000, 10_000)
+    )
     assert bytes_of[PLAIN] == 28
     assert bytes_of["bfloat16 states"] == bytes_of["bfloat16 states, nearest"] == 20
     assert bytes_of["all bfloat16"] == bytes_of["all float16"] == 14
+    assert bytes_of["8-bit states"] == bytes_of["8-bit states, nearest"] == 16
+    assert bytes_of["all bfloat16, 8-bit states"] == 10
+    assert Work("adam", 4096, storage="8-bit states").states == [257 / 256] * 2
+    # Too few elements for 8 bits.
+    assert small["8-bit states"] == 28
+    assert small["all bfloat16, 8-bit states"] == 6 + 16
     assert Work("adam", 10, clip=True, storage="all bfloat16").bytes_per_element == 14 + 4
     assert [str(work) for work in works[:2]] == ["Adam, 1 k", "Adam, bfloat16 states, 1 k"]
 
@@ -917,7 +931,7 @@ def test_options_of_the_classes(asked, capsys):
 
 def test_command_for_storages(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert command("--storage", "--sizes", 1000, "--threads", 1, "--rounds", 1) == 0
+    assert command("--storage", "--sizes", 5000, "--threads", 1, "--rounds", 1) == 0
     printed, err = capfd.readouterr()
     assert err == ""
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:2] == "| "]

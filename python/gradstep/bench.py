@@ -35,6 +35,7 @@ from ._memory import available_bytes
 from .compare import check_picture
 from .datasets import UsageError
 from .optimizers import CLASSES, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from .reference import STATE_BLOCK
 
 Array = NDArray[Any]
 Item = TypeVar("Item")
@@ -270,7 +271,8 @@ class Work:
 
     def _states(self) -> list[tuple[float, int]]:
         """The same, and the bytes of each element."""
-        param = np.zeros(self.array_shape if self.columns else 1, self.dtype)
+        enough = min(self.size, check.LEAST_IN_8_BITS)
+        param = np.zeros(self.array_shape if self.columns else enough, self.dtype)
         states = self.optimizer(param, **self.own_options).state.values()
         return [(state.size / param.size, state.itemsize) for state in states]
 
@@ -281,7 +283,7 @@ class Work:
         Of a state with rows, a step updates one. To clip by the norm, the gradient is read twice;
         to zero it, it is written.
         """
-        states = sum(min(1.0, size) * itemsize for size, itemsize in self._states())
+        states = sum(size / max(1, int(size)) * itemsize for size, itemsize in self._states())
         return round(2 * states + (3 + 2 * self.clip) * self.dtype.itemsize)
 
     @property
@@ -390,8 +392,8 @@ def storages(sizes: Sequence[int], threads: int) -> list[Work]:
 
     Example:
         >>> from gradstep.bench import storages
-        >>> [work.bytes_per_element for work in storages([1000], threads=1)]
-        [28, 20, 20, 14, 14, 20, 14]
+        >>> [work.bytes_per_element for work in storages([10_000], threads=1)]
+        [28, 20, 20, 14, 14, 16, 16, 10, 20, 14]
     """
     if find_spec("ml_dtypes") is None:
         raise UsageError("--storage needs ml_dtypes: pip install 'gradstep[bfloat16]'")
@@ -541,19 +543,23 @@ class Oracle:
 
     A rule that looks at each element alone repeats itself as its numbers do: one period is enough.
     With clipping, or a norm in the rule, all elements count. What is rounded by chance does not
-    repeat itself: only the first period is compared.
+    repeat itself: only the first period is compared, and the whole blocks of it.
     """
 
     def __init__(self, work: Work) -> None:
-        self._pieces = list(_pieces(work))[: None if work.storage == PLAIN else 1]
+        self._pieces, size = list(_pieces(work)), min(work.elements, PERIOD)
+        if work.storage != PLAIN:
+            size = min(work.size, PERIOD)
+            size -= size % STATE_BLOCK if size < work.size else 0
+            self._pieces = [(0, 0, size, 0)]
         self.work, cls = work, reference.in_numpy(work.optimizer)
         self._start, self._whole = _period(work, 0), not work.by_element
         if self._whole:
             self._params = draw(work, 0)
             steps = gradients(work)
         else:
-            self._params = [self._start.copy()]
-            steps = ([_period(work, step)] for step in range(1, CHECKED_STEPS + 1))
+            self._params = [self._start[:size].copy()]
+            steps = ([_period(work, step)[:size]] for step in range(1, CHECKED_STEPS + 1))
         opt = cls(self._params, **work.own_options)
         for grads in steps:
             opt.step(grads, clip_norm=CLIP_NORM if work.clip else None)
