@@ -253,6 +253,13 @@ def test_rules_that_are_not_elementwise(cls, why, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_file_is_left_of_what_was_refused(tmp_path):
+    for options in ({"state_dtype": "float64"}, {"copy_to": np.ones(2, np.float16)}):
+        with pytest.raises((TypeError, ValueError)):
+            gs.Adam(np.ones(3, np.float32), state_dir=tmp_path, **options)
+        assert not list(tmp_path.iterdir())
+
+
 def test_directories_that_will_not_do(tmp_path):
     opt = gs.Adam(np.ones(3), state_dir=tmp_path)
     assert f"state_dir={str(tmp_path)!r}>" in repr(opt)

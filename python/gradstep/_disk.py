@@ -10,7 +10,7 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -70,6 +70,12 @@ def zeros(
         for path in made:
             path.unlink(missing_ok=True)
         raise
+
+
+def remove(states: Mapping[str, Sequence[Array]]) -> None:
+    """Remove the files of states that are not to be."""
+    for array in (array for arrays in states.values() for array in arrays):
+        Path(array.filename).unlink(missing_ok=True)  # type: ignore[attr-defined]
 
 
 def _zeros_in(path: Path, shape: tuple[int, ...], dtype: Any, made: list[Path]) -> Array:

@@ -85,7 +85,7 @@ among them. With one of them it is each rule at each size.
 With --classes it is every class with its default options, and the variants among the rules below:
 {bench.CLASS_SIZE:,} elements against the memory, NumPy and PyTorch, as a table in Markdown.
 
-With --storage it is Adam with numbers held in float32, bfloat16 and float16, {bench.STORAGE_SIZE:,}
+With --storage it is Adam with numbers held in float32, 16 and 8 bits, {bench.STORAGE_SIZE:,}
 of them, against PyTorch's fused Adam and gradstep's own in float32, as a table in Markdown.
 
 With --linear it is gradstep.linear against the solvers "sag" and "saga" of scikit-learn, in this

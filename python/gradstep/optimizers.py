@@ -265,16 +265,21 @@ class Optimizer:
             nouns.append("copy_to")
         if self._copies:
             beside["copies"] = self._copies
-        self._plan = make_plan(
-            rule,
-            self._updated,
-            [self._states.get(kind, []) for kind in kinds],
-            nouns,
-            self._structure.suffixes,
-            **self._habits,
-            **self._plan_options(),
-            **beside,
-        )
+        try:
+            self._plan = make_plan(
+                rule,
+                self._updated,
+                [self._states.get(kind, []) for kind in kinds],
+                nouns,
+                self._structure.suffixes,
+                **self._habits,
+                **self._plan_options(),
+                **beside,
+            )
+        except BaseException:
+            if self._state_dir is not None:
+                _disk.remove(self._states)
+            raise
         self._write_copies()
         self._tell_rounding()
 
@@ -512,8 +517,6 @@ class Optimizer:
         _check_keys("counters", counters, self._counters())
         sources: dict[str, Array] = {}
         for name, tree in state.items():
-            if convert and name not in self._states and name not in (MASTER, LOW_BITS):
-                continue
             arrays = self._structure.arrays(tree, f"state {name}")
             sources |= zip(self._labels(f"state {name}"), arrays, strict=True)
         for label, array in sources.items():
@@ -778,7 +781,9 @@ class Optimizer:
     def _checked_master(self, master: Any, copy_to: Arrays | None) -> bool | str:
         if copy_to is not None:
             check_elementwise(type(self), "have a copy_to")
-        if not (isinstance(master, (bool, np.bool_)) or master == "split"):
+        if not isinstance(master, (bool, np.bool_)) and not (
+            isinstance(master, str) and master == "split"
+        ):
             raise ValueError(f"master must be True, False or 'split', got {master!r}")
         if not master:
             return False
