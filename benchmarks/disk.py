@@ -1,9 +1,9 @@
 """A step over vectors on disk, against the disk itself: run it with nothing else running.
 
-`python benchmarks/disk.py --directory DIR`, where DIR has room for 16 bytes per element and as much
-again. The disk is asked first: one file is read from its beginning to its end and another one
-written, at the same time, as many bytes of each as the step reads and writes. Nothing of them is in
-memory when they begin, and writing ends when the disk has all. The step is Adam's, in float32.
+`python benchmarks/disk.py --directory DIR`, where DIR has room for 44 bytes per element. The disk
+is asked first: one file is read from its beginning to its end and another one written, at the same
+time, as many bytes of each as the step reads and writes. Nothing of them is in memory when they
+begin, and writing ends when the disk has all. The step is Adam's, in float32.
 """
 
 import argparse

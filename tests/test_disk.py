@@ -175,7 +175,7 @@ def test_each_window_is_read_once_and_before_its_step(tmp_path, monkeypatch):
     read, sweep = _disk._read, _disk.WindowedPlan._sweep
 
     def noted(part):
-        assert threading.current_thread() not in threads
+        assert (threading.current_thread() in threads) == (len(reads) < 3)  # the first window
         read(part)
         reads.append(part)
 
@@ -193,7 +193,24 @@ def test_each_window_is_read_once_and_before_its_step(tmp_path, monkeypatch):
     assert threading.enumerate() == threads
 
 
-def test_errors_of_the_thread_that_reads_are_raised(tmp_path, monkeypatch):
+def test_a_step_does_not_need_the_thread_that_reads(tmp_path, monkeypatch):
+    """Which only helps: a step that has begun is finished."""
+    w = mapped(tmp_path, "w", np.ones(3 * _disk.WINDOW))
+    opt, expected = gs.Adam(w, state_dir=tmp_path), np.ones(w.size)
+    read = _disk._read
+
+    def fails(part):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError("the disk is gone")
+        read(part)
+
+    monkeypatch.setattr(_disk, "_read", fails)
+    opt.step(np.ones(w.size))
+    gs.Adam(expected).step(np.ones(w.size))
+    assert_same_bits(np.asarray(w), expected)
+
+
+def test_errors_before_the_first_window_are_raised(tmp_path, monkeypatch):
     w = mapped(tmp_path, "w", np.ones(30_000))
     opt, expected = gs.Adam(w, state_dir=tmp_path), np.ones(30_000)
     threads = threading.enumerate()
@@ -253,11 +270,49 @@ def test_rules_that_are_not_elementwise(cls, why, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_file_is_left_of_what_was_refused(tmp_path):
-    for options in ({"state_dtype": "float64"}, {"copy_to": np.ones(2, np.float16)}):
-        with pytest.raises((TypeError, ValueError)):
-            gs.Adam(np.ones(3, np.float32), state_dir=tmp_path, **options)
-        assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (gs.Adam, {"state_dtype": "float64"}),
+        (gs.Adam, {"copy_to": np.ones(2, np.float16)}),
+        (gs.Adam, {"copy_to": [np.ones(3, np.float16)]}),
+        (gs.Adagrad, {"initial_accumulator_value": 1e39}),
+        (gs.ScheduleFreeSGD, {"momentum": 0.0}),
+    ],
+)
+def test_no_file_is_left_of_what_was_refused(cls, options, tmp_path):
+    with pytest.raises((TypeError, ValueError)):
+        cls(np.ones(3, np.float32), state_dir=tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_step_is_whole_where_the_main_thread_ends(tmp_path):
+    code = """
+import threading, time
+import numpy as np, gradstep as gs
+from gradstep import _disk
+
+_disk.WINDOW = 4096
+w = np.lib.format.open_memmap(f"{HERE}/w.npy", "w+", np.float32, (200_000,))
+opt = gs.Adam(w, lr=1.0, state_dir=HERE)
+inside = threading.Event()
+read = _disk._read
+
+def slowly(part):
+    inside.set()
+    time.sleep(0.01)
+    read(part)
+
+_disk._read = slowly
+
+def step():
+    opt.step(np.ones(200_000, np.float32))
+    print(opt.t, np.unique(w).size)
+
+threading.Thread(target=step).start()
+inside.wait()
+"""
+    assert python(code.replace("HERE", repr(str(tmp_path)))).split() == ["1", "1"]
 
 
 def test_directories_that_will_not_do(tmp_path):

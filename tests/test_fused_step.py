@@ -236,6 +236,25 @@ def test_clipping_an_exploded_gradient(dtype, flush, level):
             assert_same_bits(w, expected)
 
 
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.any_storage])
+@every_dtype
+def test_flushing_is_the_same_with_nothing_to_do(dtype, rule, level):
+    """Where gradients are cleared, loops scale and clip by nothing; else they leave that out."""
+    tiny = dtype(1e-40 if dtype == np.float32 else 1e-310)
+    results = []
+    for zero_grad in (False, True):
+        names = RULES[rule].states
+        arrays = [np.full(40, tiny) for _ in ["w", "g", *names]]
+        w, g, *states = arrays
+        nouns, kinds = ["w", "g", *names], [[s] for s in states]
+        plan = _core.Plan(rule, [w], kinds, nouns, [""], flush_denormals=True)
+        scalars = (0, [*hyper_of(rule).values()], 0.0, False, 0)
+        plan.step([g], (1.0, None, None, zero_grad), scalars)
+        results.append([w, *states])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
 # Skipping -------------------------------------------------------------------------------------
 
 
@@ -401,13 +420,15 @@ def test_options_of_every_class(cls):
     """Each takes them, shows them in its signature, checks them, and prints those that are set."""
     parameters = inspect.signature(cls).parameters
     defaults = {name: parameters[name].default for name in Options.__annotations__}
-    flags = [name for name, default in defaults.items() if default is False]
+    flags = ("maximize", "skip_nonfinite", "flush_denormals")
     assert defaults == {
-        **dict.fromkeys(("maximize", "skip_nonfinite", "flush_denormals"), False),
+        **dict.fromkeys(flags, False),
         "state_dtype": None,
         "rounding": "stochastic",
         "rounding_seed": 0,
         "state_dir": None,
+        "copy_to": None,
+        "master": False,
     }
     for name in flags:
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):

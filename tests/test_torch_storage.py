@@ -771,3 +771,16 @@ def test_eval_and_train_decode_8_bits(name, dtype):
     opt.state[params[0]]["z"] = opt.state[params[0]]["z"].view(torch.uint8)[:-1]
     with pytest.raises(ValueError, match=re.escape("and its state 'z' must be dense floating-")):
         opt.eval()
+
+
+def test_8_bits_do_not_drop_signs():
+    param = torch.nn.Parameter(torch.ones(5000))
+    param.grad = torch.ones(5000)
+    wide, narrow = (gt.Adam([param], state_dtype=d) for d in ("float32", "int8"))
+    wide.step()
+    saved = wide.state_dict()
+    saved["state"][0]["exp_avg_sq"][7] = -1.0
+    saved["param_groups"][0]["state_dtype"] = "int8"
+    with pytest.raises(ValueError, match=r"'exp_avg_sq' of .* holds negative numbers, which its 8"):
+        narrow.load_state_dict(saved)
+    assert not narrow.state

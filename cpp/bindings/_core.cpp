@@ -159,7 +159,8 @@ Memory check_writeable_memory(const py::handle& object, const Label& label) {
   return memory;
 }
 
-// What a Plan keeps: states alone may be in 8 bits, and some of them are only read.
+// What a Plan keeps. States alone may be in 8 bits; `gradient`: a state that steps only read; `low_bits`: what
+// parameters in bfloat16 differ by from float32.
 enum class Role { param, state, gradient, low_bits };
 
 Memory check_state_memory(const py::handle& object, const Label& label) {
@@ -175,10 +176,14 @@ Memory check_state_memory(const py::handle& object, const Label& label) {
   return check_memory(object, label);
 }
 
-// The lower halves of numbers, whatever they are.
 Memory check_low_bits(const py::handle& object, const Label& label) {
-  if (!py::isinstance<py::array_t<std::uint16_t>>(object)) throw py::type_error(label + " must have dtype uint16");
+  if (!py::isinstance<py::array_t<std::uint16_t>>(object)) {
+    const bool is_array = py::isinstance<py::array>(object);
+    const py::object what = is_array ? object.attr("dtype") : py::type::of(object).attr("__name__");
+    throw py::type_error(label + " must be a NumPy array of dtype uint16, got " + text(what));
+  }
   const auto array = py::reinterpret_borrow<py::array>(object);
+  check_no_mask(array, label);
   check_layout(array, label);
   return {reinterpret_cast<std::uintptr_t>(array.data()), array.size(), Storage::bfloat16};
 }
@@ -365,7 +370,7 @@ class Plan {
   // from what steps read. `seen` and `row_weights` have an item per row: steps mark the rows that they see, and every
   // so many steps as there are rows, the rows seen are summed again. `by_rows`: a gradient is a pair of indices and
   // rows, and a step is one at those rows alone. Steps also write `copies` of the parameters, in 16 bits, whose noun is
-  // the last one; `low_bits` are the lower halves of parameters of which the upper ones are given, as bfloat16.
+  // the last one; with `low_bits`, parameters in bfloat16 have the steps of the float32 that both make.
   Plan(const std::string& rule, Arrays params, std::vector<Arrays> states, std::vector<std::string> nouns,
        std::vector<std::string> suffixes, bool skip_nonfinite, bool flush_denormals, bool refuse_nonfinite,
        std::optional<py::array_t<bool>> seen, const std::optional<py::array_t<double>>& row_weights, bool by_rows,
@@ -587,7 +592,7 @@ class Plan {
   }
   void release() { busy_ = false; }
 
-  // How what is written becomes bfloat16 or float16, from the next step on. Where a parameter is a part of an array,
+  // How what is written becomes 16 or 8 bits, from the next step on. Where a parameter is a part of an array,
   // `array` is the number of that one, and `first` the place of the part in it.
   void set_rounding(bool stochastic, std::uint64_t seed, std::int64_t array, std::int64_t first) {
     if (array < 0 || first < 0 || first % stored_piece != 0)
@@ -619,7 +624,7 @@ class Plan {
     std::size_t noun, slot;
   };
 
-  // A copy of a parameter, or its lower half.
+  // A copy of a parameter, or its low bits.
   struct Beside {
     Target target;
     const std::string* noun;
@@ -651,7 +656,8 @@ class Plan {
     const Label label{low_bits_noun_, suffixes_[i]};
     Target low(array, label, Role::low_bits);
     if (slot.param.memory.storage != Storage::bfloat16)
-      throw py::type_error(label + " go with bfloat16, got " + name_of(slot.param.memory.storage));
+      throw py::type_error(label + " go with bfloat16, got " + name_of(slot.param.memory.storage) + " in " +
+                           std::string(this->label(0, i)));
     check_same_shape(low.array(), label, slot.param.array(), this->label(0, i));
     slot.stored.low = reinterpret_cast<std::uint16_t*>(low.memory.data());
     keep_beside(slot, std::move(low), label);
@@ -955,7 +961,7 @@ Names state_names(const Spec& spec) {
   return names;
 }
 
-Names unsigned_names(const Spec& spec) {
+Names never_negative_names(const Spec& spec) {
   py::list names;
   for (int k = 0; k < state_count(spec); ++k)
     if (spec.states[k].never_negative) names.append(spec.states[k].name);
@@ -1040,7 +1046,7 @@ PYBIND11_MODULE(_core, m) {
           "Whether weight decay shrinks the parameter instead of joining the gradient.")
       .def_property_readonly("streams", streams,
                              "How many arrays as large as the parameter a step reads, and writes, taken together.")
-      .def_property_readonly("never_negative", unsigned_names, "The states that are never negative.")
+      .def_property_readonly("never_negative", never_negative_names, "The states that are never negative.")
       .def_property_readonly("factors", factor_names, "The states that are factors per row and per column of matrices.")
       .def_property_readonly("any_storage", takes_any_storage,
                              "Whether memory may hold buffers in fewer bits than the arithmetic has.")
@@ -1096,7 +1102,7 @@ PYBIND11_MODULE(_core, m) {
            "Make a row one that was never seen, and sum the others again. Return whether it was seen.")
       .def("set_rounding", &Plan::set_rounding, py::arg("stochastic"), py::arg("seed"), py::arg("array") = 0,
            py::arg("first") = 0,
-           "Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.\n"
+           "Round what becomes 16 or 8 bits by chance, which the seed begins, or to the nearest.\n"
            "Parts of an array give its number and the place of their first element.")
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 

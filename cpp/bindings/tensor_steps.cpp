@@ -689,7 +689,7 @@ class TensorSteps {
       throw py::value_error(rule_name + ": other progress after the step than before");
     folded.progress.assign(after.begin(), after.end());
     if (hyper.size() > max_hyper) throw py::value_error(rule_name + ": too many hyper-parameters");
-    Step step{slot.t, weight_decay, maximize, 1, 1, HUGE_VAL, false, false, {}};
+    Step step{slot.t, weight_decay, maximize, 1, 1, HUGE_VAL, false, false, false, {}};
     std::copy(hyper.begin(), hyper.end(), step.hyper);
     kernel.fold(step, folded.constants);
   }

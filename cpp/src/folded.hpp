@@ -20,6 +20,7 @@ template <class T>
 struct Prelude {
   T scale, clip, clip_value, coupled, shrink;
   Flag<T> couples;
+  bool idle;  // whether there is nothing to do, as in most steps: nothing would change a number
   static constexpr T largest = std::numeric_limits<T>::max();
 
   Prelude(const Step& step, Decay decay)
@@ -28,16 +29,14 @@ struct Prelude {
         clip_value(T(step.clip_value)),
         coupled(T(step.weight_decay)),
         shrink(decay == Decay::decoupled ? T(1 - step.hyper[0] * step.weight_decay) : T(1)),
-        couples(decay == Decay::coupled && step.weight_decay != 0) {}
+        couples(decay == Decay::coupled && step.weight_decay != 0),
+        idle(!step.flushes && scale == 1 && clip == 1 && clip_value > largest && shrink == 1 && !couples) {}
 
   T scaled(T g) const { return clip * (scale * g); }
 
-  // Whether there is nothing to do, as in most steps: all multiplications would be by 1.
-  bool idle() const { return scale == 1 && clip == 1 && clip_value > largest && shrink == 1 && !couples; }
-
-  template <bool idle>
+  template <bool is_idle>
   T apply(T& w, T g) const {
-    return idle ? g : (*this)(w, g);
+    return is_idle ? g : (*this)(w, g);
   }
 
   T operator()(T& w, T g) const {

@@ -76,6 +76,7 @@ struct Step {
   double clip_value;  // then kept within plus and minus this
   bool zero_grad;
   bool fresh_row;           // the row holds no gradient yet: it counts as 0, whatever is there
+  bool flushes;             // denormal numbers count as 0
   double hyper[max_hyper];  // in the order of Spec::hyper
 };
 
@@ -115,7 +116,7 @@ struct Squares {
   double param, direction;
 };
 
-/// How numbers become bfloat16 or float16: the nearest one, or one of the two neighbours by chance. Two elements of an
+/// How numbers become 16 or 8 bits: the nearest one, or one of the two neighbours by chance. Two elements of an
 /// array, 2 i and 2 i + 1, share 32 bits of chance, which storage.hpp makes of a key and of a number that begins with
 /// `weyl` and grows by weyl_step from pair to pair.
 struct Rounding {
@@ -179,11 +180,12 @@ struct Converters {
   Store store[storage_count];
 };
 
-/// Between float32 and its two halves: bfloat16, the nearest one, and what it differs by. NaN loses what it carries.
+/// Between float32 and two parts of 16 bits: the nearest bfloat16, and by how many units of its own last bit the number
+/// differs. NaN loses what it carries.
 using Join = void (*)(const std::uint16_t* high, const std::uint16_t* low, float* numbers, std::int64_t size) noexcept;
 using Split = void (*)(const float* numbers, std::uint16_t* high, std::uint16_t* low, std::int64_t size) noexcept;
 
-/// The chances of as many pairs.
+/// Draws 32 bits of chance for each of so many pairs.
 using Draw = void (*)(const Rounding&, std::int64_t pairs, std::uint16_t* chances) noexcept;
 
 /// All of one level, the rules in the order of rules.hpp.

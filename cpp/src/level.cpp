@@ -101,7 +101,7 @@ GRADSTEP_NOINLINE void sweep_bfloat16(const Constants& constants, const Buffers&
                                       std::int64_t size, const std::uint16_t* chances) noexcept {
   const Folded<Rule, float> folded = unfold<Rule, float>(constants);
   constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
-  if (folded.prelude.idle())
+  if (folded.prelude.idle)
     loop_over_pairs<true, Rule>(folded, buffers, begin, size, chances, states);
   else
     loop_over_pairs<false, Rule>(folded, buffers, begin, size, chances, states);
@@ -115,7 +115,7 @@ GRADSTEP_NOINLINE void sweep_bfloat16_states(const Constants& constants, const B
   alignas(64) std::uint16_t own[states.size()][stored_piece];
   const std::uint16_t* halves[states.size()];
   for (std::size_t k = 0; k < states.size(); ++k) halves[k] = halves_of(chances, size, own_chance[1 + k], own[k]);
-  if (folded.prelude.idle())
+  if (folded.prelude.idle)
     loop_in_place<true, Rule>(folded, buffers, begin, size, halves, states);
   else
     loop_in_place<false, Rule>(folded, buffers, begin, size, halves, states);
@@ -147,7 +147,7 @@ GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers,
   }
   if (folded.zero_grad)
     loop<false, true, false, Rule, T>(folded, buffers, begin, end, states);
-  else if (folded.prelude.idle())
+  else if (folded.prelude.idle)
     loop<true, false, false, Rule, T>(folded, buffers, begin, end, states);
   else
     loop<false, false, false, Rule, T>(folded, buffers, begin, end, states);

@@ -163,6 +163,7 @@ Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, c
   step.clip = 1;
   step.clip_value = treatment.clip_value.value_or(HUGE_VAL);
   step.zero_grad = treatment.zero_grad;
+  step.flushes = batch.denormals == Denormals::flush;
   Outcome outcome{{0, -1}, false, true};
   if (measure || treatment.clip_norm) {
     outcome.norm = known ? Norm{*known, -1} : grad_norm(batch, table, treatment.grad_scale);

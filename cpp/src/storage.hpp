@@ -190,8 +190,9 @@ struct Block {
   static float to_codes(std::uint32_t exponent) { return of_bits((254 + powers - exponent) << 23); }
 };
 
-constexpr std::uint32_t two = 0x40000000;  // the bits of 2.0, above
-constexpr int below_code = 20;             // so many bits
+// A sum that begins at 2.0 has its code above the lowest 20 bits.
+constexpr std::uint32_t two = 0x40000000;
+constexpr int below_code = 20;
 
 constexpr bool is_finite(std::uint32_t size) { return size < 0x7F800000; }
 constexpr bool is_nan(std::uint32_t size) { return size > 0x7F800000; }
@@ -325,7 +326,7 @@ void store_blocks(const void* numbers, void* memory, std::int64_t size, const st
   }
 }
 
-// The lower half has a sign: half of the distance to the next bfloat16, up or down.
+// `low` has a sign: it goes half of the distance to the next bfloat16, up or down.
 void join(const std::uint16_t* high, const std::uint16_t* low, float* numbers, std::int64_t size) noexcept {
 #pragma omp simd
   for (std::int64_t i = 0; i < size; ++i) {

@@ -97,7 +97,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   }
 
   const bool by_chance = stored.stochastic && !std::all_of(storages, storages + count, is_wide);
-  const int first = stored.low ? 1 : 0;  // a parameter in two halves goes a way of its own
+  const int first = stored.low ? 1 : 0;  // a parameter in two parts goes a way of its own
   auto* const whole = reinterpret_cast<float*>(room[0]);
 
   for (; begin < end; begin += stored_piece) {

@@ -14,14 +14,14 @@ struct Stored {
   const Table* table;            // of that level
   void* copy;                    // of the parameter, in 16 bits, for others to read; null: there is none
   Storage copy_storage;
-  std::uint16_t* low;  // the lower halves of a parameter of float32 whose upper ones are bfloat16; null: it is whole
+  std::uint16_t* low;  // what a parameter of float32 differs by from its bfloat16, which is `param`; null: it does not
   bool stochastic, zero_grad;
   std::uint64_t chance;  // of the seed, the step and the array
   std::int64_t first;    // the place of the first element in the whole array, where this is a part of one
 };
 
-/// How what is written becomes 16 bits. Where parameters are parts of arrays, the number of the first of these, and the
-/// place of its part.
+/// How what is written becomes 16 or 8 bits. Where parameters are parts of arrays, the number of the first of these,
+/// and the place of its part.
 struct RoundingOptions {
   bool stochastic = false;
   std::uint64_t seed = 0;

@@ -181,7 +181,7 @@ class Plan:
         first: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
-        Round what becomes bfloat16 or float16 by chance, which the seed begins, or to the nearest.
+        Round what becomes 16 or 8 bits by chance, which the seed begins, or to the nearest.
         Parts of an array give its number and the place of their first element.
         """
     def step(

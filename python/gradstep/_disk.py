@@ -11,9 +11,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -239,7 +239,6 @@ class WindowedPlan:
         ]
         with ExitStack() as stack:
             releases = [[stack.enter_context(_releasing(a)) for a in arrays] for arrays in touched]
-            reader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
 
             def on_disk(number: int) -> Iterator[tuple[Array, Callable[[Array], None]]]:
                 if number in range(len(self._windows)):
@@ -256,15 +255,45 @@ class WindowedPlan:
                 for part, release in on_disk(number):
                     release(part)
 
-            coming = reader.submit(read, 0)
+            read(0)  # here, so that what is wrong with a file is raised before anything has changed
+            wanted = stack.enter_context(_reading(read))
             for number, (plan, (i, window)) in enumerate(
                 zip(self._plans, self._windows, strict=True)
             ):
-                coming.result()
-                coming = reader.submit(read, number + 1)
+                wanted(number + 1)
                 yield plan, touched[i][0][window]
                 give_back(number)
                 give_back(number - 2)  # what could not go before it was written
+
+
+@contextmanager
+def _reading(read: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """A function that has another thread read a window, after those before; it ends with the block.
+
+    That thread only helps: the step itself reads what it could not. It is no executor's, because
+    these stop with the main thread, and would leave a step half done.
+    """
+    numbers: SimpleQueue[int | None] = SimpleQueue()
+    done: SimpleQueue[None] = SimpleQueue()
+
+    def work() -> None:
+        while (number := numbers.get()) is not None:
+            with suppress(Exception):
+                read(number)
+            done.put(None)
+
+    def want(number: int) -> None:
+        if number > 1:
+            done.get()
+        numbers.put(number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield want
+    finally:
+        numbers.put(None)
+        thread.join()
 
 
 def _read(part: Array) -> None:

@@ -110,14 +110,14 @@ class ScheduleFree(Optimizer):
             check.non_negative("r", r),
             check.non_negative("weight_lr_power", weight_lr_power),
         )
+        if check.number(self._nearness, hyper[self._nearness]) == 0:
+            raise ValueError(
+                f"{self._nearness} must be above 0, because eval() divides by it, got 0"
+            )
         super().__init__(params, rule, lr=lr, hyper=hyper, weight_decay=weight_decay, **options)
         #: The progress, and whether the parameters are where gradients are taken.
         self._counter = np.array([*self._progress, 1.0])
         self._progress = self._counter[:-1]
-        if self._hyper[self._nearness] == 0:
-            raise ValueError(
-                f"{self._nearness} must be above 0, because eval() divides by it, got 0"
-            )
 
     def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
         check_training(bool(self._counter[-1]))

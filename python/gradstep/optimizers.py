@@ -153,7 +153,8 @@ class Optimizer:
             of NumPy's format there. Parameters and gradients may be in files too, `np.memmap`.
             Steps then go window by window, and the memory of what is done is given back; the bits
             are the same. For rules that work element by element. `load` and `load_state_dict` need
-            memory for what they read. Default None: in memory.
+            memory for what they read, `eval`, `settle` and the like for what they decode. Default
+            None: in memory.
         copy_to: arrays of bfloat16 or float16 in the structure and shapes of `params`, which are
             float32: a model to compute with, written at once and in every step, to the nearest.
             For rules that work element by element. Default None.
@@ -245,27 +246,26 @@ class Optimizer:
             check_elementwise(type(self), "have a state_dir")
             self._state_dir = _disk.checked_directory(state_dir)
             make_plan = partial(_disk.WindowedPlan, self._plan_class)  # type: ignore[assignment]
-        self._states = self._new_states()
-        kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
-        nouns = ["params", "grads", *map(self._noun, kinds)]
-        beside: dict[str, Any] = {}
-        #: What steps update, unless halves of it are in two places, and what they copy it to.
+        #: What steps update, if it is in one place, and what they copy it to.
         self._updated, self._copies = self._params, []
-        if self._master == "split":
-            self._states |= self._zeros([LOW_BITS])
-            beside["low_bits"] = self._states[LOW_BITS]
-        elif self._master:
-            self._states |= self._zeros([MASTER])
-            self._updated, self._copies = self._states[MASTER], self._params
-            for whole, param in zip(self._updated, self._params, strict=True):
-                np.copyto(whole, param)
-            nouns.append("params")
-        elif copy_to is not None:
+        if copy_to is not None:
             self._copies = self._structure.views(copy_to, "copy_to")
-            nouns.append("copy_to")
-        if self._copies:
-            beside["copies"] = self._copies
-        try:
+        self._states = self._new_states()
+        with self._no_file_left():
+            kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
+            nouns = ["params", "grads", *map(self._noun, kinds)]
+            beside: dict[str, Any] = {}
+            if self._master == "split":
+                self._states |= self._zeros([LOW_BITS])
+                beside["low_bits"] = self._states[LOW_BITS]
+            elif self._master:
+                self._states |= self._zeros([MASTER])
+                self._updated, self._copies = self._states[MASTER], self._params
+                for whole, param in zip(self._updated, self._params, strict=True):
+                    np.copyto(whole, param)
+            if self._copies:
+                nouns.append("params" if self._master else "copy_to")
+                beside["copies"] = self._copies
             self._plan = make_plan(
                 rule,
                 self._updated,
@@ -276,10 +276,6 @@ class Optimizer:
                 **self._plan_options(),
                 **beside,
             )
-        except BaseException:
-            if self._state_dir is not None:
-                _disk.remove(self._states)
-            raise
         self._write_copies()
         self._tell_rounding()
 
@@ -307,8 +303,9 @@ class Optimizer:
         so that clipping has the same bits for any number of threads and any instruction set.
 
         Args:
-            grads: the gradients, in the structure, shapes and dtypes of `params`, of any library.
-                They are only read, unless `zero_grad`, and so may be read-only.
+            grads: the gradients, in the structure and shapes of `params`, of any library, and of
+                any dtype that is not wider than the arithmetic. They are only read, unless
+                `zero_grad`, and so may be read-only.
             grad_scale: above 0, default 1: undoes the scale of a loss, or makes a sum a mean.
             clip_norm: the largest norm, above 0; None (default) does not clip, infinity only
                 measures.
@@ -503,6 +500,9 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Go on where `state_dict()` was taken. Everything in it is copied, hyper-parameters too.
 
+        With `master=True` the parameters then follow their masters; with "split" they must be those
+        of that moment.
+
         Args:
             state_dict: what `state_dict()` returned.
             convert: take states of another dtype too, rounded to the nearest. Default False.
@@ -644,15 +644,17 @@ class Optimizer:
             given = sources.get(own, param)
             exact = converted.pop(master, given)
             bits = converted.pop(low, None)
-            if not all(x.shape == param.shape and check.is_float(x.dtype) for x in (given, exact)):
-                continue
+            for label, x in ((own, given), (master, exact)):
+                check.array_like(label, x, param, convert=True)
             if bits is not None and given.dtype.name == "bfloat16":
                 check.array_like(low, bits, np.empty(param.shape, BESIDE_STATES[LOW_BITS]))
                 exact = joined(given, bits)
+            with np.errstate(over="ignore"):
+                single = exact.astype(np.float32)
             if master in targets:
-                converted[master] = exact.astype(np.float32)
+                converted[master] = single
             elif low in targets:
-                high, converted[low] = split(exact.astype(np.float32))
+                high, converted[low] = split(single)
                 given = high.view(param.dtype)
             elif param.dtype.itemsize >= 4:
                 given = exact
@@ -688,13 +690,13 @@ class Optimizer:
         """States of zeros; the one that has rows, if the rule has such a one, with so many."""
         leading = {self._rule.row_state: () if rows is None else (rows,)}
 
-        plain: np.dtype[Any] | None = BESIDE_STATES[MASTER] if self._master else None
+        default: np.dtype[Any] | None = BESIDE_STATES[MASTER] if self._master else None
 
         def form(name: str, param: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
             if name not in self._rule.states:
                 return param.shape, BESIDE_STATES.get(name, param.dtype)
             shape = (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
-            dtype = self._state_dtype or plain or param.dtype
+            dtype = self._state_dtype or default or param.dtype
             if dtype != np.int8:
                 return shape, dtype
             if param.size < check.LEAST_IN_8_BITS:
@@ -711,8 +713,22 @@ class Optimizer:
             arrays = _disk.zeros(self._state_dir, names, shapes, dtypes)
         return dict(zip(names, arrays, strict=True))
 
+    @contextlib.contextmanager
+    def _no_file_left(self) -> Iterator[None]:
+        """Where the optimizer is refused after all, remove the files of its states."""
+        try:
+            yield
+        except BaseException:
+            if self._state_dir is not None:
+                _disk.remove(self._states)
+            raise
+
     def _begin_with(self, state: str, start: float, argument: str) -> None:
         """Fill a state with what an argument says."""
+        with self._no_file_left():
+            self._fill(state, start, argument)
+
+    def _fill(self, state: str, start: float, argument: str) -> None:
         for array, param in zip(self._states[state], self._params, strict=True):
             in_blocks = array.dtype.name in TOP
             with np.errstate(over="ignore"):

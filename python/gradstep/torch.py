@@ -407,6 +407,25 @@ class Optimizer(torch.optim.Optimizer):
                     f"state_dtype is int8, which {self._name(param)} of float64 does not take"
                 )
 
+    def _check_signs(
+        self, params: Iterable[torch.Tensor], states: Iterable[Mapping[str, Any]], state_dtype: Any
+    ) -> None:
+        """Raise where 8 bits without a sign would be made of negative numbers."""
+        if _state_dtype(state_dtype) != torch.int8:
+            return
+        names = STATE_NAMES.get(self._class.__name__, {})
+        kinds = {kind for rule in self._class.rules for kind in CORE_RULES[rule].never_negative}
+        unsigned = {names.get(kind, kind) for kind in kinds}
+        for param, state in zip(params, states, strict=False):
+            for name in unsigned & state.keys():
+                value = state[name]
+                is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
+                if is_number and bool((value < 0).any()):
+                    raise ValueError(
+                        f"the state {name!r} of {self._name(param)} holds negative numbers, "
+                        "which its 8 bits cannot"
+                    )
+
     def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         group = self.param_groups[index]
         return self._settings(index).native(group["params"], _value(group["lr"]), place)
@@ -518,7 +537,8 @@ class Optimizer(torch.optim.Optimizer):
         8 bits stay what they are, unless the axes of their parameter lie in another order.
 
         Raises:
-            TypeError: states would be in 8 bits beside a parameter of float64. Nothing has changed.
+            TypeError, ValueError: states would be in 8 bits beside a parameter of float64, or lose
+                a sign. Nothing has changed then.
         """
 
         def keep(_: Any, state_dict: dict[str, Any]) -> None:
@@ -527,6 +547,8 @@ class Optimizer(torch.optim.Optimizer):
             for group, new in zip(self.param_groups, state_dict["param_groups"], strict=False):
                 state_dtype = new.get("state_dtype", group["state_dtype"])
                 self._check_fits_8_bits(group["params"], state_dtype)
+                states = [state_dict["state"].get(i, {}) for i in new["params"]]
+                self._check_signs(group["params"], states, state_dtype)
 
         # The last hook, so that it sees what those before it have made of the states.
         handle = self.register_load_state_dict_pre_hook(keep)
