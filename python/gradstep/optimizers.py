@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -513,7 +513,7 @@ class Optimizer:
         """
         _check_keys("state_dict", state_dict, [*self._meta(), "state", "counters"])
         state, counters = state_dict["state"], state_dict["counters"]
-        _check_keys("state", *(_apart(names, convert) for names in (state, self._states)))
+        _check_keys("state", state, self._states, free=BESIDE_STATES if convert else ())
         _check_keys("counters", counters, self._counters())
         sources: dict[str, Array] = {}
         for name, tree in state.items():
@@ -901,17 +901,12 @@ def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
     return next(rule for rule in named if hyper in (*rule.hyperparameters, "weight_decay"))
 
 
-def _apart(names: Iterable[str], convert: bool) -> dict[str, None]:
-    """The names of states, without what a conversion makes."""
-    return {name: None for name in names if not (convert and name in BESIDE_STATES)}
-
-
-def _check_keys(noun: str, given: Any, wanted: Iterable[str]) -> None:
-    """A mapping with these keys and no others."""
+def _check_keys(noun: str, given: Any, wanted: Iterable[str], free: Container[str] = ()) -> None:
+    """A mapping with these keys and no others, but for those that may be there or not."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{noun} must be a dict, got {given!r}")
-    missing = [key for key in wanted if key not in given]
-    unknown = [key for key in given if key not in set(wanted)]
+    missing = [key for key in wanted if key not in given and key not in free]
+    unknown = [key for key in given if key not in set(wanted) and key not in free]
     if missing or unknown:
         raise ValueError(f"{noun} does not fit: missing {missing}, unknown {unknown}")
 
