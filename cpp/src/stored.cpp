@@ -90,13 +90,15 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   void* memory[most] = {job.buffers.param};
   Storage storages[most] = {stored.param};
   int count = 1;
+  bool is_narrow = !is_wide(stored.param);
   for (int k = 0; k < max_states && job.buffers.states[k]; ++k, ++count) {
+    is_narrow |= !is_wide(stored.states[k]);
     places[count] = &pieces.states[k];
     memory[count] = job.buffers.states[k];
     storages[count] = stored.states[k];
   }
 
-  const bool by_chance = stored.stochastic && !std::all_of(storages, storages + count, is_wide);
+  const bool by_chance = stored.stochastic && is_narrow;
   const int first = stored.low ? 1 : 0;  // a parameter in two parts goes a way of its own
   auto* const whole = reinterpret_cast<float*>(room[0]);
 
@@ -130,7 +132,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
     for (int k = first; k < count; ++k)
       if (storages[k] != arithmetic)
         stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
-                                                                stored.stochastic ? chances : nullptr, k);
+                                                                by_chance ? chances : nullptr, k);
     if (stored.zero_grad && stored.grad != arithmetic) clear_gradients(job, begin, size);
   }
 }
