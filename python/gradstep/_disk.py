@@ -138,11 +138,7 @@ class WindowedPlan:
         )
         self._skips = options.get("skip_nonfinite", False)
         self._single = all(param.dtype != np.float64 for param in params)
-        beside = {
-            name: [_vector(array) for array in options.pop(name)]
-            for name in ("copies", "low_bits")
-            if name in options
-        }
+        beside = {name: options.pop(name) for name in ("copies", "low_bits") if name in options}
         #: Of each array its memory, as one vector: the parameter, its states and what is beside.
         kinds = [params, *states, *beside.values()]
         self._vectors = [[_vector(a) for a in arrays] for arrays in zip(*kinds)]  # noqa: B905 - no states
@@ -159,7 +155,7 @@ class WindowedPlan:
                 nouns,
                 [suffixes[i]],
                 **options,
-                **{name: [arrays[i][window]] for name, arrays in beside.items()},
+                **{name: [_vector(arrays[i])[window]] for name, arrays in beside.items()},
             )
             for i, window in self._windows
         ]

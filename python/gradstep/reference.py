@@ -665,6 +665,8 @@ STATE_BLOCK = 256
 QUARTER = STATE_BLOCK // 4
 #: A number of them is a power of two, from 0 to `TOP`, with 3 bits of mantissa; int8 has a sign.
 TOP = {"int8": 15, "uint8": 31}
+#: The last of their codes, without the sign.
+LAST_CODE = {name: 8 * top + 7 for name, top in TOP.items()}
 #: The least exponent of a block, biased as float32's: no number is denormal then.
 LEAST_EXPONENT = 37
 
@@ -715,7 +717,7 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
     largest = size.max(axis=1, keepdims=True) >> 23
     exponent = np.maximum(largest | 1, LEAST_EXPONENT).astype(np.uint32)
     scale = ((254 + TOP[dtype.name] - exponent) << 23).view(np.float32)
-    last = 127 if dtype.name == "int8" else 255
+    last = LAST_CODE[dtype.name]
     with np.errstate(under="ignore"):
         total = (size.view(np.float32) * scale + np.float32(2)).view(np.uint32)
     half = 0x7FFFF + (total >> 20 & 1) if chance is None else chance.astype(np.uint32)
@@ -734,7 +736,7 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
 
 def from_blocks(held: Array, size: int) -> Array:
     """The float32 numbers that `to_blocks` made 8 bits of; `size` is how many."""
-    last, top = (127 if held.dtype.name == "int8" else 255), TOP[held.dtype.name]
+    last, top = LAST_CODE[held.dtype.name], TOP[held.dtype.name]
     blocks, code = len(held), held.view(np.uint8)[:, 1:].astype(np.uint32)
     exponent = np.maximum(held.view(np.uint8)[:, :1].astype(np.uint32) | 1, LEAST_EXPONENT)
     magnitude = code & last
@@ -766,7 +768,7 @@ def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: i
 
 
 def joined(high: Array, low: Array) -> Array:
-    """The float32 numbers of which `split` made two halves.
+    """The float32 numbers of which `split` made two parts.
 
     Example:
         >>> import numpy as np
