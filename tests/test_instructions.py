@@ -38,6 +38,8 @@ DRAWS = 1000
 #: What a row that a gradient has costs beside its elements: it is sorted in, and becomes a job.
 TOUCHED_ROW_BUDGET = 155
 ROWS = 4096
+#: Adam beside states in 8 bits: the rule's loop, the chances, and two states put back.
+BUDGET_IN_8_BITS = 10.8
 
 STEPS = f"""
 import numpy as np
@@ -58,6 +60,11 @@ names = ["params", "grads", "m", "v"]
 plan = _core.Plan("sparse_adam", [w], [[m], [v]], names, [""], by_rows=True)
 indices = np.random.default_rng(0).permutation({ROWS})
 plan.step([(indices, w.copy())], None, (0, [0.5, 0.5, 0.5, 0.5], 0.0, False, 0))
+w, g = np.zeros({SIZE}, np.float32), np.ones({SIZE}, np.float32)
+m, v = (np.zeros(({SIZE} // 256, 257), dtype) for dtype in (np.int8, np.uint8))
+plan = _core.Plan("adam", [w], [[m], [v]], names, [""])
+plan.set_rounding(True, 0)
+plan.step([g], None, (0, [0.5, 0.5, 0.5, 0.5, 1.0], 0.0, False, 0))
 for features in {tuple(ROW_BUDGETS)}:
     rows, labels = np.ones((99, features), np.float32), np.ones(99)
     total = _core.FiniteSum(rows, labels, None, "logistic", 1, 1.0, False)
@@ -121,6 +128,14 @@ def test_instructions_per_element(counts):
     }
     assert not over
     assert per_element.keys() >= BUDGETS.keys()
+
+
+@pytest.mark.timeout(600)
+def test_instructions_per_element_in_8_bits(counts):
+    parts = "sweep_8_bit_states", "store_numbers", "::draw("
+    found = {name: count for name, count in counts.items() if any(part in name for part in parts)}
+    assert len(found) == 1 + 2 + 1, found
+    assert 1.0 <= sum(found.values()) / SIZE <= slack() * BUDGET_IN_8_BITS
 
 
 @pytest.mark.timeout(600)

@@ -51,8 +51,11 @@ def state_zeros(rule, state, size, dtype):
     return np.zeros(reference.blocks_shape(size), held)
 
 
-def steps(rule, sizes, held, numbers, stochastic, threads, natively):
-    """A few steps over arrays of these sizes; all that was written to."""
+def steps(rule, sizes, held, numbers, stochastic, threads, natively, idle=False):
+    """A few steps over arrays of these sizes; all that was written to.
+
+    idle: nothing happens to a gradient before its rule.
+    """
     rng = np.random.default_rng(len(rule))
     param, grad, state = held
     names = RULES[rule].states
@@ -64,9 +67,10 @@ def steps(rule, sizes, held, numbers, stochastic, threads, natively):
     gs.set_num_threads(threads)
     for t in range(3):
         grads = [narrow(rng, size, grad, numbers) for size in sizes]
-        scalars = (t, [*hyper_of(rule).values()], 0.01, True, 0)
-        plan.step(grads, (0.5, None, 3.0, t == 1), scalars)
-        if t == 1:
+        zeroes = t == 1 and not idle
+        scalars = (t, [*hyper_of(rule).values()], 0.0 if idle else 0.01, not idle, 0)
+        plan.step(grads, None if idle else (0.5, None, 3.0, zeroes), scalars)
+        if zeroes:
             assert not any(g.astype(float).any() for g in grads)
     return [*params, *(array for kind in states for array in kind)]
 
@@ -83,15 +87,58 @@ def test_every_rule(rule, held, stochastic, level):
         assert_same_bits(a, b)
 
 
+def mostly_mild(rng, size, dtype):
+    """Of three blocks and more, one has a number that is not finite: not always the same one."""
+    x = mild(rng, size, dtype)
+    if size > 600:
+        x[rng.integers(size)] = np.inf
+    return x
+
+
+@pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.parametrize(
+    "held",
+    [(param, param, state) for param in (FLOAT32, BFLOAT16) for state in (BFLOAT16, INT8)],
+    ids=lambda held: "-".join(dtype.name for dtype in held),
+)
+@pytest.mark.parametrize("rule", ANY_STORAGE)
+def test_sweeps_in_place(rule, held, idle, level):
+    """Where numbers are finite, but for a block."""
+    arguments = rule, (256, 513, 2000), held, mostly_mild, True
+    actual = steps(*arguments, threads=1, natively=True, idle=idle)
+    for a, b in zip(actual, oracle(*arguments, idle=idle), strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_blocks_of_the_largest_numbers(stochastic, level):
+    """A momentum that is the last gradient, up to the largest float32 and over its edge."""
+    n, hyper = 2000, {"lr": 1.0, "beta1": 0.5, "beta2": 0.0}
+    largest = np.finfo(np.float32).max
+    results = []
+    for plan_of in (_core.Plan, reference.Plan):
+        rng = np.random.default_rng(0)
+        w, m = np.zeros(n, np.float32), np.zeros(reference.blocks_shape(n), INT8)
+        plan = plan_of("lion", [w], [[m]], ["params", "grads", "m"], [""])
+        plan.set_rounding(stochastic, 1)
+        for t in range(4):
+            g = (largest * rng.uniform(-1, 1, n)).astype(np.float32)
+            g[::100] = largest
+            plan.step([g], None, (t, [*hyper.values()], 0.0, False, 0))
+        results.append((w, m))
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
 KNOWN = {}
 
 
-def oracle(*arguments):
+def oracle(*arguments, idle=False):
     """The same for all levels, so computed once."""
-    if arguments not in KNOWN:
+    if (*arguments, idle) not in KNOWN:
         KNOWN.clear()
-        KNOWN[arguments] = steps(*arguments, threads=1, natively=False)
-    return KNOWN[arguments]
+        KNOWN[(*arguments, idle)] = steps(*arguments, threads=1, natively=False, idle=idle)
+    return KNOWN[(*arguments, idle)]
 
 
 @every_held

@@ -145,8 +145,10 @@ struct Kernel {
   void (*take_factors)(const Constants&, const Buffers&, std::int64_t matrix, const double* row_sums,
                        std::int64_t tiles_across, double* column_sums, std::int64_t tiles_down,
                        void* row_factors) noexcept = nullptr;
-  // As sweep, where memory holds the states, or everything, as bfloat16, which is rounded by chance.
+  // As sweep, where memory holds the states, or everything, as bfloat16, which is rounded by chance; and beside states
+  // in 8 bits, of whole blocks in which all numbers are finite. Beside float32, no chances: to the nearest.
   SweepInPlace sweep_bfloat16_states = nullptr, sweep_bfloat16 = nullptr;
+  SweepInPlace sweep_8_bit_states = nullptr, sweep_bfloat16_8_bit_states = nullptr;
 };
 
 /// A rule as one level has it.

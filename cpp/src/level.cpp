@@ -121,6 +121,98 @@ GRADSTEP_NOINLINE void sweep_bfloat16_states(const Constants& constants, const B
     loop_in_place<false, Rule>(folded, buffers, begin, size, halves, states);
 }
 
+template <class Rule, std::size_t I>
+constexpr bool has_sign = !Rule::spec.states[I].never_negative;
+
+// A block is read in one of the loops that it goes through, and the processor would wait for memory there and let it
+// rest in the others. So it is asked evenly, for what lies so many elements ahead.
+constexpr int ahead = 512;
+
+GRADSTEP_INLINE void prefetch(const void* memory, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) GRADSTEP_PREFETCH(static_cast<const char*>(memory) + i);
+}
+
+// Where states are in 8 bits, the numbers of some words of a block: four of each state. They stay in `numbers`, and
+// their largest sizes in `largest`, until the whole block can be put back.
+template <class Held>
+constexpr int words_at_once = 64 / sizeof(Held);
+
+GRADSTEP_INLINE float number_at(const float* memory, int i) { return memory[i]; }
+GRADSTEP_INLINE float number_at(const std::uint16_t* memory, int i) { return BFloat16::load(memory[i]); }
+GRADSTEP_INLINE void round_to(float* memory, int i, float x, const std::uint16_t*) { memory[i] = x; }
+GRADSTEP_INLINE void round_to(std::uint16_t* memory, int i, float x, const std::uint16_t* halves) {
+  memory[i] = BFloat16::stochastic(x, halves[i]);
+}
+
+template <bool idle, class Rule, class Held, std::size_t... I>
+GRADSTEP_INLINE void loop_over_words(const Folded<Rule, float>& folded, Held* w, const Held* g,
+                                     const unsigned char* const (&codes)[sizeof...(I)],
+                                     const float (&scales)[sizeof...(I)], const std::uint16_t* halves,
+                                     float (&numbers)[sizeof...(I)][state_block],
+                                     std::uint32_t (&largest)[sizeof...(I)][quarter], int begin,
+                                     std::index_sequence<I...>) {
+#pragma omp simd
+  for (int i = begin; i < begin + words_at_once<Held>; ++i) {
+    const auto element = [&](int j, auto... states) {
+      float value = number_at(w, j);
+      const float gradient = folded.prelude.template apply<idle>(value, number_at(g, j));
+      folded.rule(value, gradient, states...);
+      round_to(w, j, value, halves);
+      ((numbers[I][j] = states), ...);
+    };
+    const auto update = [&](auto... words) {
+      element(i, number_of<has_sign<Rule, I>, true, 0>(words, scales[I])...);
+      element(i + quarter, number_of<has_sign<Rule, I>, true, 1>(words, scales[I])...);
+      element(i + 2 * quarter, number_of<has_sign<Rule, I>, true, 2>(words, scales[I])...);
+      element(i + 3 * quarter, number_of<has_sign<Rule, I>, true, 3>(words, scales[I])...);
+    };
+    update(word_at(codes[I], i)...);
+    ((largest[I][i] = largest_of_word<true>(numbers[I] + i)), ...);
+  }
+}
+
+template <bool idle, class Rule, class Held, std::size_t... I>
+GRADSTEP_INLINE void loop_over_blocks(const Folded<Rule, float> folded, const Buffers& buffers, std::int64_t begin,
+                                      std::int64_t size, const std::uint16_t* chances,
+                                      std::index_sequence<I...> states) {
+  alignas(64) float numbers[sizeof...(I)][state_block];
+  alignas(64) std::uint32_t largest[sizeof...(I)][quarter];
+  alignas(64) std::uint16_t own[state_block];
+  Held* w = static_cast<Held*>(buffers.param) + begin;
+  const Held* g = static_cast<const Held*>(buffers.grad) + begin;
+  const std::int64_t bytes = begin / state_block * held_block;
+  unsigned char* held[] = {static_cast<unsigned char*>(buffers.states[I]) + bytes...};
+  for (; size > 0; size -= state_block, w += state_block, g += state_block) {
+    const unsigned char* const codes[] = {held[I] + 1 ...};
+    const float scales[] = {scale_of<has_sign<Rule, I>>(*held[I])...};
+    const std::uint16_t* halves = nullptr;
+    if constexpr (sizeof(Held) == 2) halves = halves_of(chances, state_block, own_chance[0], own);
+    for (int i = 0; i < quarter; i += words_at_once<Held>) {
+      prefetch(w + 4 * i + ahead, 4 * words_at_once<Held> * sizeof *w);
+      prefetch(g + 4 * i + ahead, 4 * words_at_once<Held> * sizeof *g);
+      (prefetch(codes[I] + 4 * i + ahead, 4 * words_at_once<Held>), ...);
+      loop_over_words<idle, Rule>(folded, w, g, codes, scales, halves, numbers, largest, i, states);
+    }
+    (store_numbers<has_sign<Rule, I>>(numbers[I], held[I], largest_of_all(largest[I]), chances,
+                                      1 + static_cast<int>(I)),
+     ...);
+    ((held[I] += held_block), ...);
+    if (chances) chances += state_block;
+  }
+}
+
+// Of whole blocks, in which all numbers are finite. `Held`: how memory holds the parameter and the gradient.
+template <class Rule, class Held>
+GRADSTEP_NOINLINE void sweep_8_bit_states(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                          std::int64_t size, const std::uint16_t* chances) noexcept {
+  const Folded<Rule, float> folded = unfold<Rule, float>(constants);
+  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
+  if (folded.prelude.idle)
+    loop_over_blocks<true, Rule, Held>(folded, buffers, begin, size, chances, states);
+  else
+    loop_over_blocks<false, Rule, Held>(folded, buffers, begin, size, chances, states);
+}
+
 template <class Rule, class T>
 GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
                              std::int64_t end) noexcept {
@@ -264,7 +356,11 @@ constexpr Kernel kernel() {
     Kernel kernel{fold<Rule, T>, sweep<Rule, T>};
     if constexpr (std::is_same_v<T, float> && takes_any_storage(Rule::spec)) {
       kernel.sweep_bfloat16 = sweep_bfloat16<Rule>;
-      if constexpr (state_count<Rule>() > 0) kernel.sweep_bfloat16_states = sweep_bfloat16_states<Rule>;
+      if constexpr (state_count<Rule>() > 0) {
+        kernel.sweep_bfloat16_states = sweep_bfloat16_states<Rule>;
+        kernel.sweep_8_bit_states = sweep_8_bit_states<Rule, float>;
+        kernel.sweep_bfloat16_8_bit_states = sweep_8_bit_states<Rule, std::uint16_t>;
+      }
     }
     return kernel;
   }

@@ -197,6 +197,17 @@ constexpr int below_code = 20;
 constexpr bool is_finite(std::uint32_t size) { return size < 0x7F800000; }
 constexpr bool is_nan(std::uint32_t size) { return size > 0x7F800000; }
 
+// A number of its sum, and a sum of its number. Products by powers of two are exact, or too small to change a sum: the
+// bits are the same where the processor fuses them. From the sum, 2 goes first, because the product by all of it may be
+// beyond the largest number.
+#ifdef __FMA__
+GRADSTEP_INLINE float number_of_sum(float sum, float scale) { return __builtin_fmaf(sum, scale, -2 * scale); }
+GRADSTEP_INLINE float sum_of_number(float size, float scale) { return __builtin_fmaf(size, scale, 2); }
+#else
+GRADSTEP_INLINE float number_of_sum(float sum, float scale) { return (sum - 2) * scale; }
+GRADSTEP_INLINE float sum_of_number(float size, float scale) { return size * scale + 2; }
+#endif
+
 template <int left>
 GRADSTEP_INLINE std::uint32_t shifted(std::uint32_t bits) {
   if constexpr (left >= 0)
@@ -213,8 +224,7 @@ template <bool has_sign, bool all_finite, int k>
 GRADSTEP_INLINE float number_of(std::uint32_t word, float scale) {
   using Block = Block<has_sign>;
   const std::uint32_t sum = (shifted<below_code - 8 * k>(word) & (Block::mask << below_code)) | two;
-  const float number = (of_bits(sum) - 2) * scale;
-  std::uint32_t bits = bits_of(number);
+  std::uint32_t bits = bits_of(number_of_sum(of_bits(sum), scale));
   if constexpr (!all_finite) {
     const std::uint32_t code = word >> (8 * k) & Block::mask;
     bits = code < Block::infinity ? bits : code == Block::nan ? 0x7FC00000 : 0x7F800000;
@@ -223,13 +233,23 @@ GRADSTEP_INLINE float number_of(std::uint32_t word, float scale) {
   return of_bits(bits);
 }
 
+GRADSTEP_INLINE std::uint32_t word_at(const unsigned char* codes, int i) {
+  std::uint32_t word;
+  std::memcpy(&word, codes + 4 * i, sizeof word);
+  return word;
+}
+
+template <bool has_sign>
+GRADSTEP_INLINE float scale_of(unsigned char held) {
+  return Block<has_sign>::to_numbers(Block<has_sign>::exponent(held));
+}
+
 template <bool has_sign, bool all_finite, int... k>
 GRADSTEP_INLINE void load_block(const unsigned char* codes, float* numbers, float scale,
                                 std::integer_sequence<int, k...>) {
 #pragma omp simd
   for (int i = 0; i < quarter; ++i) {
-    std::uint32_t word;
-    std::memcpy(&word, codes + 4 * i, sizeof word);
+    const std::uint32_t word = word_at(codes, i);
     ((numbers[k * quarter + i] = number_of<has_sign, all_finite, k>(word, scale)), ...);
   }
 }
@@ -240,7 +260,7 @@ void load_blocks(const void* memory, void* numbers, std::int64_t size) noexcept 
   const auto* held = static_cast<const unsigned char*>(memory);
   auto* to = static_cast<float*>(numbers);
   for (; size > 0; size -= state_block, held += held_block, to += state_block) {
-    const float scale = Block<has_sign>::to_numbers(Block<has_sign>::exponent(*held));
+    const float scale = scale_of<has_sign>(*held);
     if (*held & 1)
       load_block<has_sign, false>(held + 1, to, scale, quarters);
     else
@@ -254,7 +274,7 @@ GRADSTEP_INLINE std::uint32_t part_of_word(float x, float scale, const std::uint
   using Block = Block<has_sign>;
   const std::uint32_t bits = bits_of(x), size = bits & 0x7FFFFFFF;
   const std::uint32_t known = all_finite || is_finite(size) ? size : 0;
-  std::uint32_t sum = bits_of(of_bits(known) * scale + 2);
+  std::uint32_t sum = bits_of(sum_of_number(of_bits(known), scale));
   if constexpr (!has_sign) {  // a root of 0 would be divided by
     const std::uint32_t some = two + (1u << below_code), raised = sum < some ? some : sum;
     sum = known == 0 ? sum : raised;
@@ -286,16 +306,31 @@ GRADSTEP_INLINE void store_block(const float* numbers, unsigned char* codes, flo
   }
 }
 
-// The largest size, or the largest of those that are finite.
+// The largest size, or the largest of those that are finite: first of the four numbers of a word.
 template <bool all_finite>
-GRADSTEP_INLINE std::uint32_t largest_of(const float* numbers) {
+GRADSTEP_INLINE std::uint32_t largest_of_word(const float* numbers) {
   std::uint32_t largest = 0;
-#pragma omp simd reduction(max : largest)
-  for (int i = 0; i < state_block; ++i) {
-    const std::uint32_t size = bits_of(numbers[i]) & 0x7FFFFFFF, counted = all_finite || is_finite(size) ? size : 0;
+  for (int k = 0; k < 4; ++k) {
+    const std::uint32_t size = bits_of(numbers[k * quarter]) & 0x7FFFFFFF,
+                        counted = all_finite || is_finite(size) ? size : 0;
     largest = largest < counted ? counted : largest;
   }
   return largest;
+}
+
+GRADSTEP_INLINE std::uint32_t largest_of_all(const std::uint32_t (&of_words)[quarter]) {
+  std::uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int i = 0; i < quarter; ++i) largest = largest < of_words[i] ? of_words[i] : largest;
+  return largest;
+}
+
+template <bool all_finite>
+GRADSTEP_INLINE std::uint32_t largest_of(const float* numbers) {
+  alignas(64) std::uint32_t of_words[quarter];
+#pragma omp simd
+  for (int i = 0; i < quarter; ++i) of_words[i] = largest_of_word<all_finite>(numbers + i);
+  return largest_of_all(of_words);
 }
 
 template <bool has_sign, bool all_finite>
@@ -311,17 +346,23 @@ GRADSTEP_INLINE void store_one(const float* numbers, unsigned char* held, std::u
     store_block<has_sign, all_finite, false>(numbers, held + 1, scale, chances, own, quarters);
 }
 
+// `largest`: of all sizes.
+template <bool has_sign>
+GRADSTEP_NOINLINE void store_numbers(const float* numbers, unsigned char* held, std::uint32_t largest,
+                                     const std::uint16_t* chances, int buffer) {
+  if (is_finite(largest))
+    store_one<has_sign, true>(numbers, held, largest, chances, own_chance[buffer]);
+  else
+    store_one<has_sign, false>(numbers, held, largest_of<false>(numbers), chances, own_chance[buffer]);
+}
+
 template <bool has_sign>
 void store_blocks(const void* numbers, void* memory, std::int64_t size, const std::uint16_t* chances,
                   int buffer) noexcept {
   const auto* from = static_cast<const float*>(numbers);
   auto* held = static_cast<unsigned char*>(memory);
   for (; size > 0; size -= state_block, held += held_block, from += state_block) {
-    const std::uint32_t largest = largest_of<true>(from);
-    if (is_finite(largest))
-      store_one<has_sign, true>(from, held, largest, chances, own_chance[buffer]);
-    else
-      store_one<has_sign, false>(from, held, largest_of<false>(from), chances, own_chance[buffer]);
+    store_numbers<has_sign>(from, held, largest_of<true>(from), chances, buffer);
     if (chances) chances += state_block;
   }
 }

@@ -43,14 +43,36 @@ void clear_gradients(const Job& job, std::int64_t begin, std::int64_t size) {
               static_cast<std::size_t>(size * storage_bytes[static_cast<int>(storage)]));
 }
 
+// Whether memory holds all states like this, of which there are some.
+template <class Is>
+bool states_are(const Job& job, Is is) {
+  int k = 0;
+  for (; k < max_states && job.buffers.states[k]; ++k)
+    if (!is(job.stored->states[k])) return false;
+  return k > 0;
+}
+
 // The sweep of all buffers as memory holds them, if the kernel has it.
 SweepInPlace sweep_in_place(const Job& job) {
   const Stored& stored = *job.stored;
   if (!stored.stochastic || stored.param != stored.grad || stored.copy || stored.low) return nullptr;
-  for (int k = 0; k < max_states && job.buffers.states[k]; ++k)
-    if (stored.states[k] != Storage::bfloat16) return nullptr;
-  if (stored.param == Storage::bfloat16) return job.kernel->sweep_bfloat16;
-  return stored.param == Storage::float32 ? job.kernel->sweep_bfloat16_states : nullptr;
+  const Kernel& kernel = *job.kernel;
+  const bool bfloat16 = stored.param == Storage::bfloat16;
+  if (states_are(job, is_blocked)) return bfloat16 ? kernel.sweep_bfloat16_8_bit_states : nullptr;
+  if (job.buffers.states[0] && !states_are(job, [](Storage storage) { return storage == Storage::bfloat16; }))
+    return nullptr;
+  return bfloat16 ? kernel.sweep_bfloat16 : stored.param == Storage::float32 ? kernel.sweep_bfloat16_states : nullptr;
+}
+
+// Whether all is in whole blocks of finite numbers.
+bool in_finite_blocks(const Job& job, std::int64_t begin, std::int64_t size) {
+  if (size % state_block != 0) return false;
+  for (int k = 0; k < max_states && job.buffers.states[k]; ++k) {
+    const char* held = at(job.buffers.states[k], job.stored->states[k], begin);
+    for (std::int64_t i = 0; i < size; i += state_block, held += held_block)
+      if (*held & 1) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -83,6 +105,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   const Stored& stored = *job.stored;
   const Storage arithmetic = arithmetic_of(job);
   const SweepInPlace in_place = sweep_in_place(job);
+  const bool in_8_bits = states_are(job, is_blocked);
 
   // The parameter and the states; the gradient is not put back.
   Buffers pieces = job.buffers;
@@ -98,21 +121,23 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
     storages[count] = stored.states[k];
   }
 
-  const bool by_chance = stored.stochastic && is_narrow;
+  const std::uint16_t* const drawn = stored.stochastic && is_narrow ? chances : nullptr;
   const int first = stored.low ? 1 : 0;  // a parameter in two parts goes a way of its own
   auto* const whole = reinterpret_cast<float*>(room[0]);
 
   for (; begin < end; begin += stored_piece) {
     const std::int64_t size = std::min(stored_piece, end - begin);
-    if (by_chance) stored.table->draw(rounding_at(stored, begin), round_up(size, state_block) / 2, chances);
-    if (in_place && size % 2 == 0) {
-      in_place(*job.constants, job.buffers, begin, size, chances);
+    if (drawn) stored.table->draw(rounding_at(stored, begin), round_up(size, state_block) / 2, chances);
+    const bool in_blocks = in_8_bits && in_finite_blocks(job, begin, size);
+    if (in_place && (in_8_bits ? in_blocks : size % 2 == 0)) {
+      in_place(*job.constants, job.buffers, begin, size, drawn);
       if (stored.zero_grad) clear_gradients(job, begin, size);
       continue;
     }
+    const int loaded = in_blocks ? 1 : count;
     for (int k = first; k < count; ++k) {
       *places[k] = at(memory[k], storages[k], begin);
-      if (storages[k] == arithmetic) continue;
+      if (storages[k] == arithmetic || k >= loaded) continue;
       stored.converters->load[static_cast<int>(storages[k])](*places[k], room[k], size);
       if (is_blocked(storages[k]))  // what fills up the last block
         std::memset(room[k] + size * 4, 0, static_cast<std::size_t>(round_up(size, state_block) - size) * 4);
@@ -124,16 +149,19 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
       pieces.param = whole;
     }
     pieces.grad = const_cast<void*>(gradients_of(job, begin, size, room[count]));
-    job.kernel->sweep(*job.constants, pieces, 0, size);
+    if (in_blocks)
+      job.kernel->sweep_8_bit_states(*job.constants, pieces, 0, size, drawn);
+    else
+      job.kernel->sweep(*job.constants, pieces, 0, size);
     if (stored.low) stored.table->split(whole, high, stored.low + begin, size);
     if (stored.copy)
       stored.converters->store[static_cast<int>(stored.copy_storage)](
           pieces.param, at(stored.copy, stored.copy_storage, begin), size, nullptr, 0);
-    for (int k = first; k < count; ++k)
+    for (int k = first; k < loaded; ++k)
       if (storages[k] != arithmetic)
-        stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size,
-                                                                by_chance ? chances : nullptr, k);
-    if (stored.zero_grad && stored.grad != arithmetic) clear_gradients(job, begin, size);
+        stored.converters->store[static_cast<int>(storages[k])](room[k], at(memory[k], storages[k], begin), size, drawn,
+                                                                k);
+    if (stored.zero_grad && (in_blocks || stored.grad != arithmetic)) clear_gradients(job, begin, size);
   }
 }
 
