@@ -14,11 +14,12 @@ from oracle import assert_same_bits
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16, FLOAT32 = map(np.dtype, (np.float16, np.float32))
-SHAPES = {"large": (1500,), "matrix": (3, 7), "scalar": (), "none": (0,)}
+SHAPES = {"large": (4500,), "matrix": (3, 7), "scalar": (), "none": (0,)}
 CLASSES = [
     (gs.SGD, {}),
     (gs.Adam, {}),
     (gs.AdamW, {"state_dtype": "bfloat16"}),
+    (gs.Adam, {"state_dtype": "int8"}),
     (gs.Lion, {}),
     (gs.Nesterov, {"lr": 0.1}),
     (gs.ASGD, {"t0": 1}),
