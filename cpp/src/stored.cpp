@@ -134,7 +134,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
       if (stored.zero_grad) clear_gradients(job, begin, size);
       continue;
     }
-    const int loaded = in_blocks ? 1 : count;
+    const int loaded = in_blocks ? 1 : count;  // states in such blocks stay where they are
     for (int k = first; k < count; ++k) {
       *places[k] = at(memory[k], storages[k], begin);
       if (storages[k] == arithmetic || k >= loaded) continue;
