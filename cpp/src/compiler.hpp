@@ -1,6 +1,8 @@
 // What C++ has no word for.
 #pragma once
 
+#include <cstdint>
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define GRADSTEP_NOINLINE __declspec(noinline)
 #define GRADSTEP_INLINE __forceinline
@@ -10,3 +12,15 @@
 #define GRADSTEP_INLINE inline __attribute__((always_inline))
 #define GRADSTEP_PREFETCH(address) __builtin_prefetch(address)
 #endif
+
+namespace gradstep {
+namespace {
+
+/// Asks for all lines of the cache that begin with these bytes or among them.
+[[maybe_unused]] GRADSTEP_INLINE void prefetch(const void* memory, std::int64_t bytes) {
+  constexpr std::int64_t line = 64;
+  for (std::int64_t i = 0; i < bytes; i += line) GRADSTEP_PREFETCH(static_cast<const char*>(memory) + i);
+}
+
+}  // namespace
+}  // namespace gradstep

@@ -128,12 +128,7 @@ constexpr bool has_sign = !Rule::spec.states[I].never_negative;
 // rest in the others. So it is asked evenly, for what lies so many elements ahead.
 constexpr int ahead = 512;
 
-GRADSTEP_INLINE void prefetch(const void* memory, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) GRADSTEP_PREFETCH(static_cast<const char*>(memory) + i);
-}
-
-// Where states are in 8 bits, the numbers of some words of a block: four of each state. They stay in `numbers`, and
-// their largest sizes in `largest`, until the whole block can be put back.
+// So many as the widest registers have of what is held: with fewer, bfloat16 would go through narrower ones.
 template <class Held>
 constexpr int words_at_once = 64 / sizeof(Held);
 
@@ -144,6 +139,8 @@ GRADSTEP_INLINE void round_to(std::uint16_t* memory, int i, float x, const std::
   memory[i] = BFloat16::stochastic(x, halves[i]);
 }
 
+// Where states are in 8 bits, the numbers of some words of a block: four of each state. They stay in `numbers`, and
+// their largest sizes in `largest`, until the whole block can be put back.
 template <bool idle, class Rule, class Held, std::size_t... I>
 GRADSTEP_INLINE void loop_over_words(const Folded<Rule, float>& folded, Held* w, const Held* g,
                                      const unsigned char* const (&codes)[sizeof...(I)],

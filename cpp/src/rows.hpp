@@ -41,8 +41,6 @@ inline std::int64_t draw(const Draws& draws, std::int64_t rows, std::int64_t n) 
   return chance < draws.keep[row] ? row : draws.others[row];
 }
 
-constexpr std::int64_t line = 64;  // bytes that are fetched at once
-
 // Dense rows are fetched so many bytes ahead: less does not hide the latency of memory, more fills the cache.
 constexpr std::int64_t bytes_ahead = 1500;
 
@@ -358,8 +356,7 @@ GRADSTEP_NOINLINE void descend_dense_rows(const Problem& problem, const Model& m
     GRADSTEP_PREFETCH(model.table + ahead * outputs);
     GRADSTEP_PREFETCH(target_of(problem, ahead));
     const T* const row_ahead = dense_row<T>(rows, ahead);
-    if (copies)
-      for (std::int64_t j = 0; j < features; j += line / sizeof(T)) GRADSTEP_PREFETCH(row_ahead + j);
+    if (copies) prefetch(row_ahead, features * static_cast<std::int64_t>(sizeof(T)));
     const Row next = look_at(next_i);
     for (std::int64_t k = 0; k < outputs; ++k) scratch.scores[k] = scratch.next_scores[k] + model.intercept[k];
     slopes_of<single>(problem, scratch.scores, target_of(problem, i), scratch.slopes);
@@ -492,8 +489,8 @@ GRADSTEP_NOINLINE void descend_sparse_rows(const Problem& problem, const Model& 
     GRADSTEP_PREFETCH(static_cast<const Index*>(rows.offsets) + upcoming[2 * distance]);
     GRADSTEP_PREFETCH(model.table + ahead * outputs);
     GRADSTEP_PREFETCH(target_of(problem, ahead));
-    for (std::int64_t j = 0; j < row_ahead.size; j += line / sizeof(T)) GRADSTEP_PREFETCH(row_ahead.values + j);
-    for (std::int64_t j = 0; j < row_ahead.size; j += line / sizeof(Index)) GRADSTEP_PREFETCH(row_ahead.columns + j);
+    prefetch(row_ahead.values, row_ahead.size * static_cast<std::int64_t>(sizeof(T)));
+    prefetch(row_ahead.columns, row_ahead.size * static_cast<std::int64_t>(sizeof(Index)));
     sparse_scores<single>(row, model, outputs, scores);
     slopes_of<single>(problem, scores, target_of(problem, i), slopes);
     for (std::int64_t k = 0; k < outputs; ++k) {

@@ -93,9 +93,14 @@ struct Pair {
   float first, second;
 };
 
-GRADSTEP_INLINE Pair load_pair(const std::uint16_t* memory) {
+GRADSTEP_INLINE std::uint32_t word_at(const void* memory, std::int64_t i) {
   std::uint32_t word;
-  std::memcpy(&word, memory, sizeof word);
+  std::memcpy(&word, static_cast<const char*>(memory) + 4 * i, sizeof word);
+  return word;
+}
+
+GRADSTEP_INLINE Pair load_pair(const std::uint16_t* memory) {
+  const std::uint32_t word = word_at(memory, 0);
   return {of_bits(word << 16), of_bits(word & 0xFFFF0000)};
 }
 
@@ -107,11 +112,7 @@ GRADSTEP_INLINE void store_pair(std::uint16_t* memory, Pair pair, std::uint32_t 
 }
 
 // The 32 bits of chance that a pair shares.
-GRADSTEP_INLINE std::uint32_t pair_at(const std::uint16_t* chances, std::int64_t i) {
-  std::uint32_t chance;
-  std::memcpy(&chance, chances + 2 * i, sizeof chance);
-  return chance;
-}
+GRADSTEP_INLINE std::uint32_t pair_at(const std::uint16_t* chances, std::int64_t i) { return word_at(chances, i); }
 
 // The chances of a buffer, 16 bits for each element.
 GRADSTEP_INLINE const std::uint16_t* halves_of(const std::uint16_t* chances, std::int64_t size, std::uint32_t own,
@@ -231,12 +232,6 @@ GRADSTEP_INLINE float number_of(std::uint32_t word, float scale) {
   }
   if constexpr (has_sign) bits |= shifted<24 - 8 * k>(word) & 0x80000000;
   return of_bits(bits);
-}
-
-GRADSTEP_INLINE std::uint32_t word_at(const unsigned char* codes, int i) {
-  std::uint32_t word;
-  std::memcpy(&word, codes + 4 * i, sizeof word);
-  return word;
 }
 
 template <bool has_sign>
