@@ -75,6 +75,7 @@ def kind(request):
 OF_VECTORS = [cls for cls in gs.optimizers.CLASSES if cls is not gs.Muon]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("cls", OF_VECTORS, ids=lambda cls: cls.__name__)
 def test_every_rule_updates_it_in_place(cls, kind, tmp_path):
     if cls is gs.SVRG:

@@ -171,6 +171,7 @@ def from_c(run: Run) -> list[np.ndarray]:
     return [w, *states]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_has_the_bits_of_the_oracle(rule, dtype, level):
@@ -180,6 +181,7 @@ def test_every_rule_has_the_bits_of_the_oracle(rule, dtype, level):
             assert_same_bits(actual, expected, f"{rule} {size}")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
@@ -634,6 +636,7 @@ def steps_in_8_bits(rule, sizes, param, numbers, nearest, in_c) -> list[np.ndarr
     return [*params, *(state for held in states for state in held)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("param", ["float32", "float16"])
 @pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.any_storage])

@@ -51,7 +51,6 @@ def test_every_shape_has_the_bits_of_the_oracle(dtype, numbers, level):
             assert_same_bits(actual, wanted, f"{place}, {threads} threads")
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(st.lists(st.integers(0, 70), min_size=2, max_size=3), st.integers(0, 99))
 def test_any_shape(shape, seed):
     rng = np.random.default_rng(seed)

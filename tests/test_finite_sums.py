@@ -176,7 +176,6 @@ def test_svrg_is_its_plain_loop():
     np.testing.assert_allclose(opt.params, expected, rtol=1e-12, atol=1e-14)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(data=st.data())
 def test_any_visits_leave_the_sum_of_what_is_stored(data):
     """Gradients and weights are whole numbers, so every sum is exact, in any order."""

@@ -88,6 +88,7 @@ def test_norm_of_a_vector_that_is_split_at_block_edges():
         assert math.sqrt(reference.tree_sum(np.concatenate(sums))) == native_norm([g])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("size", [1, 5000])
 @pytest.mark.parametrize("exponent", [-1074, -1000, -600, 511, 512, 1000, 1010])
 def test_norm_beyond_the_range_of_squares(size, exponent, level):
@@ -106,7 +107,6 @@ def test_norm_of_zeros():
 
 
 @every_dtype
-@hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(data=st.data())
 def test_norm_of_any_numbers(dtype, data):
     g = data.draw(nps.arrays(dtype, st.integers(0, 70), elements=nps.from_dtype(np.dtype(dtype))))
@@ -137,6 +137,7 @@ TREATMENTS = [
 ]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", RULES)
 @every_dtype
 def test_every_rule_in_a_fused_step(rule, dtype, level):
@@ -236,6 +237,7 @@ def test_clipping_an_exploded_gradient(dtype, flush, level):
             assert_same_bits(w, expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.any_storage])
 @every_dtype
 def test_flushing_is_the_same_with_nothing_to_do(dtype, rule, level):
@@ -262,6 +264,7 @@ def make(cls, params, **options):
     return cls(params, **needed(cls), **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", [0, 700, 2 * SPAN + 4])

@@ -271,6 +271,7 @@ def test_last_step_solves_a_problem_of_one_column(l1):
     assert bias == pytest.approx(Y.mean() - expected * X[:, 2].mean(), rel=1e-12)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("layout", [np.asarray, sparse.csr_matrix], ids=["dense", "sparse"])
 @pytest.mark.parametrize("l1", [0.0, 0.05])

@@ -62,6 +62,7 @@ def leave(opt):
             opt.settle()
 
 
+@pytest.mark.covering
 @every_class
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("way", ["native", "numpy", "disk"])
@@ -83,6 +84,7 @@ def test_a_copy_is_the_nearest(cls, options, dtype, way, tmp_path, level):
     assert opt.state.keys() == plain.state.keys()
 
 
+@pytest.mark.covering
 @every_class
 @pytest.mark.parametrize("master", [True, "split"])
 @pytest.mark.parametrize("way", ["native", "numpy", "disk", "file"])
@@ -131,7 +133,6 @@ def test_float16_has_masters_too(level):
         assert_same_bits(params[name].astype("f4"), w.astype(FLOAT16).astype("f4"))
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
 @hypothesis.given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=99))
 def test_halves_are_exact(bits):
     x = np.array(bits, np.uint32).view(np.float32)

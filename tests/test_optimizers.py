@@ -110,6 +110,7 @@ def test_docstrings_are_complete(cls):
     assert all(name in doc for name in own)
 
 
+@pytest.mark.covering
 @every_variant
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decays", [False, True])

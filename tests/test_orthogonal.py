@@ -42,6 +42,7 @@ def assert_unchanged(opt, before):
 # Bits --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("numbers", [mild, hostile])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("adjust_lr_fn", [None, "match_rms_adamw"])
@@ -130,6 +131,7 @@ def test_the_scale_of_a_gradient_does_not_count():
         assert_same_bits(*ends)
 
 
+@pytest.mark.covering
 @every_dtype
 @pytest.mark.parametrize("numbers", [mild, hostile])
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 100_003])

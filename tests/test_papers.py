@@ -192,6 +192,7 @@ def muon(w, g, s, lr, wd, mu, nesterov, coefficients, eps, steps, matched):
     return w - lr * wd * w - lr * factor * x
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7), (1, 6), (6, 1)])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])

@@ -41,6 +41,7 @@ def oracle_result(rule, size, dtype, numbers):
     return Run(rule, size, dtype, numbers).by_oracle()
 
 
+@pytest.mark.covering(3)
 @every_rule
 @every_dtype
 @pytest.mark.parametrize("numbers", [hostile, mild])
@@ -56,6 +57,7 @@ def test_sizes_and_threads(rule, dtype, level, numbers):
                 assert_same_bits(actual, expected, f"{size} elements, {threads} threads")
 
 
+@pytest.mark.covering
 @every_rule
 @every_dtype
 def test_places(rule, dtype, level):
@@ -148,7 +150,6 @@ finite_hyper = {
 
 @every_rule
 @every_dtype
-@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(data=st.data())
 def test_any_numbers(rule, dtype, data):
     """Hypothesis picks the arrays, the states, the hyper-parameters, the step and the level."""

@@ -401,6 +401,7 @@ def test_linear_one_cycle():
     assert_exact(lr, lambda t: high + (end - high) * (t - 25) / 75, steps=range(25, 101))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("three_phase", [False, True])
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 10, MAX_INTEGER])
 @pytest.mark.parametrize("fraction", [0.0, 1e-300, 0.1, 0.3, 0.25, 0.5, math.nextafter(1, 0)])

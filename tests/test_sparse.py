@@ -58,6 +58,7 @@ def draw(rng, kind, param, numbers=mild, index_type=np.int64):
     return indices, numbers(rng, size, param.dtype.type).reshape(len(indices), *param.shape[1:])
 
 
+@pytest.mark.covering
 @every_class
 @every_dtype
 @every_kind
@@ -97,6 +98,7 @@ def large_steps(cls, kind, width):
     return start, calls, oracle, [oracle.step(pairs, **treatment) for pairs, treatment in calls]
 
 
+@pytest.mark.covering
 @every_class
 @pytest.mark.parametrize("kind", ["distinct", "repeated", "all", "the same"])
 @pytest.mark.parametrize("width", [1, 17, 64, 1000])
@@ -158,7 +160,6 @@ def test_sparse_adagrad_is_adagrad(dtype):
 
 
 @every_class
-@hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(data=st.data())
 def test_anything(cls, data):
     """Hypothesis picks shapes, indices, numbers, treatments and threads."""

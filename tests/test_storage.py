@@ -75,6 +75,7 @@ def steps(rule, sizes, held, numbers, stochastic, threads, natively, idle=False)
     return [*params, *(array for kind in states for array in kind)]
 
 
+@pytest.mark.covering
 @every_held
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("rule", ANY_STORAGE)
@@ -95,6 +96,7 @@ def mostly_mild(rng, size, dtype):
     return x
 
 
+@pytest.mark.covering(3)
 @pytest.mark.parametrize("idle", [True, False])
 @pytest.mark.parametrize(
     "held",
@@ -141,6 +143,7 @@ def oracle(*arguments, idle=False):
     return KNOWN[(*arguments, idle)]
 
 
+@pytest.mark.covering
 @every_held
 @pytest.mark.parametrize("rule", ["sgd", "adam", "adamw_amsgrad", "ademamix", "lion"])
 def test_threads(rule, held, level):
@@ -245,7 +248,6 @@ def test_nearest_is_that_of_others(dtype, level):
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
-@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     x=st.floats(width=32, allow_nan=False), seed=st.integers(0, 2**53), size=st.integers(1, 999)
 )

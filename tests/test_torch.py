@@ -124,6 +124,7 @@ def test_every_rule_that_needs_only_gradients_is_there():
     assert {cls.__name__ for cls in others} == {"WindowSAG", "SAG", "SAGA", "SVRG"}
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("common", COMMON, ids=lambda c: "-".join(c) or "plain")
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
@@ -232,6 +233,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("gradients", GRADIENTS)
@@ -344,6 +346,7 @@ UNFIT = [
 ]  # fmt: skip
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", [name for name in DENSE if name != "Muon"])
 @pytest.mark.parametrize("stepped", [False, True], ids=["at first", "later"])
 @pytest.mark.parametrize(
@@ -586,6 +589,7 @@ def test_other_bad_arguments():
         gt.step_in_backward([torch.ones(3)], torch.optim.Adam)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("fused", [None, False, True])
 def test_flags_that_may_be_given(name, fused):
@@ -673,6 +677,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.usefixtures("_scalars_in_double")
 @pytest.mark.parametrize(
@@ -1015,6 +1020,7 @@ TAKE_ROWS = [
 ]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("coalesced", [False, True], ids=["as it comes", "coalesced"])

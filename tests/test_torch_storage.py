@@ -110,6 +110,7 @@ def through_a_file(state):
 # Numbers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("held", HELD, ids=str)
 @pytest.mark.parametrize(("name", "options"), TAKE_ANY, ids=str)
@@ -211,6 +212,7 @@ def steps_of_the_oracle(name, options, held):
     return KNOWN[key]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("held", HELD_IN_8_BITS, ids=str)
 @pytest.mark.parametrize(("name", "options"), TAKE_ANY, ids=str)
 def test_states_in_8_bits_have_the_bits_of_the_oracle(name, options, held, level):
