@@ -10,6 +10,7 @@ from gradstep import _core
 from oracle import gradient
 
 torch = pytest.importorskip("torch", reason="no PyTorch, no second opinion")
+pytestmark = pytest.mark.torch
 
 CASES = [
     ("SGD", {"lr": 0.05}),

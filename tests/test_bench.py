@@ -37,6 +37,7 @@ from gradstep.bench import (
     Work,
 )
 
+pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 FAKES = """\
@@ -250,6 +251,7 @@ def test_numbers_are_the_same_everywhere_and_repeat_late(monkeypatch):
     np.testing.assert_array_equal(repeated, np.resize(expected[:7], 20))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_has_options_of_its_own(rule):
     """Defaults of packages differ."""
@@ -338,6 +340,7 @@ def test_a_ring_counts_whole_for_memory_and_one_row_for_a_step():
     assert bench.needed_bytes(work, 2) - bench.needed_bytes(work, 1) == 4 * 1000 * (2 + 11)
 
 
+@pytest.mark.torch
 def test_pytorchs_ways():
     optimizers = pytest.importorskip("torch.optim")
     ways = {
@@ -352,6 +355,7 @@ def test_pytorchs_ways():
     assert fused == {gs.SGD, gs.Adagrad, gs.Adam, gs.AdamW}
 
 
+@pytest.mark.torch
 def test_pytorchs_other_rules_do_the_same(log):
     pytest.importorskip("torch")
     works = [Work(name, 1000, peers=("torch-foreach",)) for name in ("NAdam", "Adadelta", "Rprop")]

@@ -26,6 +26,8 @@ from gradstep.bench_linear import (
     Row,
 )
 
+pytestmark = pytest.mark.slow
+
 DENSE = Epochs("dense", partial(bench_linear.logistic, 60, 5), epochs=3)
 SPARSE = Epochs("sparse", partial(bench_linear.sparse_logistic, 60, 20, 0.2), epochs=3)
 

@@ -18,6 +18,7 @@ import gradstep as gs
 from gradstep import _core, cli, compare, datasets, losses, reference
 from gradstep.compare import ALL_RULES, RULES, Batches, Problem, Run, Training
 
+pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 

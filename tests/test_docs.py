@@ -26,7 +26,15 @@ MODULES = [
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
-@pytest.mark.parametrize("name", MODULES)
+def those_of_torch(values):
+    """Parameters, with the marker of those that need PyTorch."""
+    return [
+        pytest.param(value, marks=[pytest.mark.torch] if "torch" in Path(value).name else [])
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize("name", those_of_torch(MODULES))
 def test_docstrings(name):
     if name == "gradstep.torch":
         pytest.importorskip("torch", reason="needs PyTorch")
@@ -58,7 +66,7 @@ NEEDY = ("numba_loop.py", "mpi_train.py")
 EXAMPLES = [path for path in sorted(ROOT.glob("examples/*.py")) if path.name not in NEEDY]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", those_of_torch(EXAMPLES), ids=lambda path: path.name)
 def test_examples(path):
     if path.name.startswith("torch_"):
         pytest.importorskip("torch", reason="needs PyTorch")

@@ -16,6 +16,7 @@ import pytest
 import gradstep as gs
 from oracle import python
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 #: Commands find the `python` of the tests.
 ENVIRONMENT = {
@@ -127,6 +128,7 @@ except ValueError as error:
     assert out == "True\nlr must be at least 0 and finite, got -0.1\n"
 
 
+@pytest.mark.torch
 def test_torch_train(tmp_path):
     """Both optimizers go the same way, and the picture is one."""
     pytest.importorskip("torch", reason="needs PyTorch")

@@ -603,6 +603,7 @@ print("equal")
 """
 
 
+@pytest.mark.torch
 def test_flush_denormals_has_the_bits_of_numpy_with_flushing_on():
     pytest.importorskip("torch")
     assert python(FLUSH) == "equal\n"
@@ -629,6 +630,7 @@ def test_numpy_cannot_flush():
 # A second opinion -----------------------------------------------------------------------------
 
 
+@pytest.mark.torch
 @every_dtype
 def test_clipping_agrees_with_torch(dtype):
     torch = pytest.importorskip("torch")

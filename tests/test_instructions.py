@@ -18,6 +18,8 @@ import pytest
 import gradstep as gs
 from oracle import RULES
 
+pytestmark = [pytest.mark.valgrind, pytest.mark.slow, pytest.mark.timeout(600)]
+
 SIZE = 8192
 #: Of GCC 12, and a little room. What is not named here has the last.
 BUDGETS = {
@@ -109,7 +111,6 @@ def slack() -> float:
     return 1.0 if gs.info()["compiler"].startswith("GCC") else 1.5
 
 
-@pytest.mark.timeout(600)
 def test_instructions_per_element(counts):
     per_element = {}
     for function, count in counts.items():
@@ -130,7 +131,6 @@ def test_instructions_per_element(counts):
     assert per_element.keys() >= BUDGETS.keys()
 
 
-@pytest.mark.timeout(600)
 def test_instructions_per_element_in_8_bits(counts):
     parts = "sweep_8_bit_states", "store_numbers", "::draw("
     found = {name: count for name, count in counts.items() if any(part in name for part in parts)}
@@ -138,7 +138,6 @@ def test_instructions_per_element_in_8_bits(counts):
     assert 1.0 <= sum(found.values()) / SIZE <= slack() * BUDGET_IN_8_BITS
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("features", ROW_BUDGETS)
 def test_instructions_per_feature_of_a_draw(counts, features):
     """Rows of 64 features are copied when they come into view, those of 784 are read in place."""
@@ -148,7 +147,6 @@ def test_instructions_per_feature_of_a_draw(counts, features):
     assert 1.0 <= count / (DRAWS * features) <= slack() * ROW_BUDGETS[features]
 
 
-@pytest.mark.timeout(600)
 def test_instructions_per_touched_row(counts):
     found = {name: count / ROWS for name, count in counts.items() if "RowJobs" in name}
     assert found

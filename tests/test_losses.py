@@ -170,6 +170,7 @@ def torch_losses():
     }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_torch(name, scale):

@@ -24,6 +24,7 @@ try:
 except UsageError as error:
     pytest.skip(str(error), allow_module_level=True)
 
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 HERE = Path(__file__).parent
 
 

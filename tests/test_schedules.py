@@ -250,6 +250,7 @@ def torch_cycle(total_steps=300, **options):
     ],
     ids=lambda value: repr(value) if isinstance(value, Schedule) else "",
 )
+@pytest.mark.torch
 def test_equals_pytorch(schedule, make):
     expected = torch_rates(make, lr=0.1, steps=300)
     np.testing.assert_allclose(schedule(np.arange(300)), expected, rtol=1e-12, atol=0)
@@ -280,6 +281,7 @@ def test_equals_pytorch(schedule, make):
     ],
     ids=lambda value: repr(value) if isinstance(value, Schedule) else "",
 )
+@pytest.mark.torch
 def test_equals_pytorch_until_its_end(schedule, make):
     # Near the end PyTorch's 1 + cos cancels, which costs it last bits of `lr`, not of the value.
     expected = torch_rates(make, lr=0.1, steps=300)
@@ -287,6 +289,7 @@ def test_equals_pytorch_until_its_end(schedule, make):
 
 
 @pytest.mark.parametrize("total_steps", [4, 5, 7, 97])
+@pytest.mark.torch
 def test_a_short_cycle_equals_pytorch(total_steps):
     expected = torch_rates(torch_cycle(total_steps), lr=0.1, steps=total_steps)
     rates = one_cycle(0.1, total_steps)(np.arange(total_steps))

@@ -225,6 +225,7 @@ def test_structures(make):
     np.testing.assert_array_equal(b, [-1, 0, -1, 0])
 
 
+@pytest.mark.torch
 def test_arrays_of_other_libraries():
     w = np.zeros(4, np.float32)
     opt = gs.SparseAdagrad(w, lr=1.0)
@@ -438,6 +439,7 @@ except MemoryError:
 # PyTorch ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("ours", "theirs", "options"),
     [
@@ -470,6 +472,7 @@ def test_fifty_steps_of_torch(ours, theirs, options, maximize):
     assert (w != start)[:20].all()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("ours", "theirs"), [("SparseAdam",) * 2, ("SparseAdagrad", "Adagrad")])
 def test_defaults_are_those_of_torch(ours, theirs):
     torch = pytest.importorskip("torch", reason="no PyTorch, no second opinion")

@@ -16,6 +16,7 @@ from gradstep import _core
 from oracle import RULES, as_taken, assert_same_bits, needed, python
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
+pytestmark = pytest.mark.torch
 #: PyTorch's own steps along rows warn once of what they do not check.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 import gradstep.torch as gt  # noqa: E402

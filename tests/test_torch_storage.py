@@ -16,6 +16,7 @@ from gradstep import reference
 from oracle import RULES, assert_same_bits
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
+pytestmark = pytest.mark.torch
 import gradstep.torch as gt  # noqa: E402
 from test_torch import DENSE, VARIANTS  # noqa: E402
 

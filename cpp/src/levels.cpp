@@ -6,7 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#ifdef GRADSTEP_X86_LEVELS
+#if defined(__x86_64__) || defined(_M_X64)
+#define GRADSTEP_X86_64
 #if defined(_MSC_VER) && !defined(__clang__)
 // Untested: the C runtime of MSVC keeps what it found of the processor and the operating system here.
 extern "C" int __isa_available;
@@ -20,14 +21,14 @@ namespace {
 
 bool always() { return true; }
 
-#ifdef GRADSTEP_X86_LEVELS
+#ifdef GRADSTEP_X86_64
 #if defined(_MSC_VER) && !defined(__clang__)
-bool has_v3() { return __isa_available >= 5; }  // AVX2
-bool has_v4() { return __isa_available >= 6; }  // AVX-512 F, CD, BW, DQ, VL
+[[maybe_unused]] bool has_v3() { return __isa_available >= 5; }  // AVX2
+[[maybe_unused]] bool has_v4() { return __isa_available >= 6; }  // AVX-512 F, CD, BW, DQ, VL
 #else
 // __builtin_cpu_supports also asks whether the operating system saves the registers. It has no names for the last
 // three instruction sets of x86-64-v3 in Clang before 18, hence the bits of CPUID.
-bool has_v3() {
+[[maybe_unused]] bool has_v3() {
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
   const bool movbe = (c >> 22) & 1, f16c = (c >> 29) & 1;
@@ -37,7 +38,7 @@ bool has_v3() {
          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 
-bool has_v4() {
+[[maybe_unused]] bool has_v4() {
   return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
@@ -46,8 +47,10 @@ bool has_v4() {
 
 constexpr Level all_levels[] = {
     {"baseline", baseline::table, always},
-#ifdef GRADSTEP_X86_LEVELS
+#ifdef GRADSTEP_HAS_x86_64_v3
     {"x86-64-v3", x86_64_v3::table, has_v3},
+#endif
+#ifdef GRADSTEP_HAS_x86_64_v4
     {"x86-64-v4", x86_64_v4::table, has_v4},
 #endif
 };

@@ -7,18 +7,16 @@
 
 namespace gradstep {
 
-// Defined by level.cpp, once per level.
+// Defined by level.cpp, once for each level that is built.
 namespace baseline {
 const Table& table();
 }
-#ifdef GRADSTEP_X86_LEVELS
 namespace x86_64_v3 {
 const Table& table();
 }
 namespace x86_64_v4 {
 const Table& table();
 }
-#endif
 
 struct Level {
   const char* name;
