@@ -275,7 +275,7 @@ FloatMode::FloatMode(Denormals denormals) {
 FloatMode::~FloatMode() {
   if (changed_) _mm_setcsr(static_cast<unsigned>(before_));
 }
-#elif defined(__aarch64__) && defined(__GNUC__)  // untested
+#elif defined(__aarch64__) && defined(__GNUC__)
 bool can_flush_denormals() { return true; }
 FloatMode::FloatMode(Denormals denormals) {
   const std::uint64_t flush = std::uint64_t{1} << 24, mode = denormals == Denormals::flush ? flush : 0;
