@@ -13,6 +13,10 @@
 #define GRADSTEP_PREFETCH(address) __builtin_prefetch(address)
 #endif
 
+#if defined(__x86_64__) || defined(_M_X64)
+#define GRADSTEP_X86_64
+#endif
+
 namespace gradstep {
 namespace {
 

@@ -6,8 +6,9 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define GRADSTEP_X86_64
+#include "compiler.hpp"
+
+#ifdef GRADSTEP_X86_64
 #if defined(_MSC_VER) && !defined(__clang__)
 // Untested: the C runtime of MSVC keeps what it found of the processor and the operating system here.
 extern "C" int __isa_available;

@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "compiler.hpp"
 #include "levels.hpp"
 #include "math.hpp"
 
@@ -18,7 +19,7 @@
 #ifndef _WIN32
 #include <pthread.h>
 #endif
-#ifdef GRADSTEP_X86_LEVELS
+#ifdef GRADSTEP_X86_64
 #include <xmmintrin.h>
 #endif
 
@@ -80,7 +81,7 @@ std::int64_t total_size(const Job* jobs, std::int64_t count) {
   return total;
 }
 
-std::int64_t share_begin(std::int64_t total, int part, int parts) {
+[[maybe_unused]] std::int64_t share_begin(std::int64_t total, int part, int parts) {
   return part == parts ? total : total / parts * part / granule * granule;
 }
 
@@ -261,7 +262,7 @@ int openmp_version() {
 #endif
 }
 
-#if defined(GRADSTEP_X86_LEVELS)
+#if defined(GRADSTEP_X86_64)
 bool can_flush_denormals() { return true; }
 FloatMode::FloatMode(Denormals denormals) {
   constexpr unsigned seen_exceptions = 0x003F, masked_exceptions = 0x1F80, flush_results = 0x8000,

@@ -86,8 +86,8 @@ class FloatMode {
   FloatMode& operator=(const FloatMode&) = delete;
 
  private:
-  std::uint64_t before_;
-  bool changed_ = true;
+  [[maybe_unused]] std::uint64_t before_;
+  [[maybe_unused]] bool changed_ = true;
 };
 
 }  // namespace gradstep

@@ -11,11 +11,20 @@
 #include <string>
 #include <vector>
 
-static const struct { const char* name; int param, grad, state; } storages[] = {
-    {"float32", 1, 0, 0},          {"float64", 2, 0, 0},           {"bfloat16", 3, 0, 0},
-    {"float16", 4, 0, 0},          {"float32/bfloat16", 1, 0, 3},  {"float32/float16", 1, 0, 4},
-    {"float32/8 bits", 1, 0, 5},   {"bfloat16/8 bits", 3, 0, 5},   {"bfloat16/float32", 3, 0, 1},
-    {"float64/float32", 2, 0, 1},  {"float32, float16 gradient", 1, 4, 3}};
+static const struct {
+  const char* name;
+  int param, grad, state;
+} storages[] = {{"float32", 1, 0, 0},
+                {"float64", 2, 0, 0},
+                {"bfloat16", 3, 0, 0},
+                {"float16", 4, 0, 0},
+                {"float32/bfloat16", 1, 0, 3},
+                {"float32/float16", 1, 0, 4},
+                {"float32/8 bits", 1, 0, 5},
+                {"bfloat16/8 bits", 3, 0, 5},
+                {"bfloat16/float32", 3, 0, 1},
+                {"float64/float32", 2, 0, 1},
+                {"float32, float16 gradient", 1, 4, 3}};
 static const int bytes_of[] = {0, 4, 8, 2, 2, 1}, mantissa_of[] = {0, 23, 52, 7, 10};
 static const int64_t sizes[] = {1, 3, 63, 257, 1001, 4099, 40001};  // the last for more than one thread
 enum Treatment { plain, full, nearest };
