@@ -182,6 +182,25 @@ def test_every_code_comes_and_goes(dtype):
 
 
 @pytest.mark.parametrize("dtype", [INT8, UINT8])
+def test_ties_in_8_bits_go_to_the_even_code(dtype, level):
+    """Numbers half-way between neighbours, through a step whose states are the last gradient."""
+    codes = np.arange(120 if dtype == INT8 else 248, dtype=np.uint8)  # below the next exponent
+    block = np.zeros((1, 257), np.uint8)
+    block[0, 0] = 126
+    block[0, 1:].reshape(64, 4).T.flat[: codes.size] = codes
+    numbers = reference.from_blocks(block.view(dtype), codes.size)
+    ties = np.append((numbers[:-1] + numbers[1:]) / 2, numbers[-1])
+    even = np.append(numbers[:-1] + np.where(codes[:-1] % 2, np.diff(numbers), 0), numbers[-1])
+    if dtype == UINT8:
+        even[0] = numbers[1]  # a number that is not 0 does not become 0
+    w, g = np.zeros(ties.size, np.float32), ties.copy()
+    m, u = (state_zeros("adamax", state, ties.size, INT8) for state in ("m", "u"))
+    functional.adamax(w, g, m, u, t=1, beta1=0.0, beta2=0.0, eps=1e-30, rounding="nearest")
+    assert_same_bits(reference.from_blocks(m if dtype == INT8 else u, ties.size), even)
+    assert_same_bits(reference.from_blocks(reference.to_blocks(ties, dtype), ties.size), even)
+
+
+@pytest.mark.parametrize("dtype", [INT8, UINT8])
 @pytest.mark.parametrize("largest", [1.0, 3.9, 3e38, 1e-20])
 def test_blocks_have_the_right_mean(dtype, largest):
     """Numbers of all sizes down to a thousandth of the largest, and how far they may be off."""
