@@ -218,7 +218,7 @@ void check_state_dtype(const State& kind, const Memory& state, const Label& labe
 // The same for an array of another library that can be looked at quickly; nothing where the checks above must say why.
 std::optional<Memory> quick_memory(const dlpack::Tensor& tensor) {
   const auto storage = gradstep::storage_of(tensor);
-  if (!storage || !is_contiguous(tensor)) return std::nullopt;
+  if (!storage || !is_contiguous(tensor) || lacks_memory(tensor)) return std::nullopt;
   return Memory{address(tensor), element_count(tensor), *storage};
 }
 
