@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -31,3 +32,11 @@ def _keep_threads():
     before = gs.get_num_threads()
     yield
     gs.set_num_threads(before)
+
+
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Raises KeyboardInterrupt at SIGINT, which background jobs and some CI systems ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
