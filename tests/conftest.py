@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import signal
 from collections import defaultdict
 
 import hypothesis
@@ -39,6 +40,14 @@ def _keep_threads():
     before = gs.get_num_threads()
     yield
     gs.set_num_threads(before)
+
+
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Raises KeyboardInterrupt at SIGINT, which background jobs and some CI systems ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def cases_of(items):

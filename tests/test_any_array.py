@@ -324,6 +324,73 @@ class TestTorch:
         assert opt.params.sum() == 0
 
 
+def without_memory():
+    """Arrays of four float32 whose memory does not exist."""
+    yield (ctypes.c_float * 4).from_address(0)
+    if torch is None:
+        return
+    fake_tensors = pytest.importorskip("torch._subclasses.fake_tensor")
+    fake = fake_tensors.FakeTensorMode().from_tensor(torch.ones(4))
+    yield fake
+
+    class Old:  # speaks DLPack without the exchange API
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __dlpack__(self, **options):
+            return self.tensor.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.tensor.__dlpack_device__()
+
+    yield Old(fake)
+
+    @classmethod
+    def refused(cls, *_):
+        raise NotImplementedError
+
+    yield torch.Tensor._make_wrapper_subclass(
+        type("Wrapper", (torch.Tensor,), {"__torch_dispatch__": refused}), (4,), dtype=torch.float32
+    )
+    for begin in (0, 4):  # a view does not begin at null
+        freed = torch.ones(8)
+        part = freed[begin : begin + 4]
+        freed.untyped_storage().resize_(0)
+        yield part
+        yield Old(part)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
+def test_arrays_without_memory_are_refused_by_name_and_class():
+    ones = np.ones(4, np.float32)
+    w, half, row = ones.copy(), np.ones(4, np.float16), np.zeros((1, 4), np.float32)
+    sgd, adam, sparse = gs.SGD([w]), gs.Adam({"w": w}), gs.SparseAdagrad(row)
+    svrg = gs.SVRG(w, 0.1, lambda w: ones, every=1)
+    for nothing in without_memory():
+        for name, call in (
+            ("params", lambda x: gs.SGD(x)),
+            ("params['w']", lambda x: gs.Adam({"v": ones, "w": x})),
+            ("arrays[1]", lambda x: gs.flatten([half, x])),
+            ("grads[0]", lambda x: sgd.step([x])),
+            ("grads[0]", lambda x: sgd.step([x], zero_grad=True, clip_norm=1.0)),
+            ("grads['w']", lambda x: adam.step({"w": x}, grad_scale=0.5)),
+            ("rows of grads", lambda x: sparse.step((np.array([0]), x))),
+            ("indices of grads", lambda x: sparse.step((x, row))),
+            ("snapshot_grads", lambda x: svrg.step(ones, x)),
+            ("grad", lambda x: functional.sgd(ones, x, lr=0.1)),
+            ("param", lambda x: functional.sgd(x, ones, lr=0.1)),
+            ("m", lambda x: functional.adam(ones, ones, x, ones, t=1, lr=0.1)),
+        ):
+            with pytest.raises(ValueError, match="without memory of its own") as raised:
+                call(nothing)
+            assert str(raised.value).startswith(f"{name} is a {type(nothing).__name__} "), name
+    for unchanged in (w, half, ones):
+        assert (unchanged == 1).all()
+    assert sgd.t == adam.t == sparse.t == svrg.t == 0
+    if torch is not None:  # no elements need no memory
+        assert gs.SGD(torch.ones(0)).step(torch.ones(0)) is None
+
+
 def test_it_is_told_from_what_shows_no_memory():
     assert _core.shows_memory(np.ones(3))
     assert _core.shows_memory(b"")

@@ -686,7 +686,7 @@ def test_other_interpreters(tmp_path):
 
 
 @posix
-def test_no_worker_outlives_an_interrupt(fakes, monkeypatch):
+def test_no_worker_outlives_an_interrupt(ctrl_c_interrupts, fakes, monkeypatch):
     processes = []
 
     class Watched(bench.Worker):

@@ -28,7 +28,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _checks as check
-from gradstep import _core, reference
+from gradstep import _core, cli, reference
 from oracle import (
     DTYPES,
     RULES,
@@ -77,6 +77,7 @@ class Scalars(Structure):
         ("flush_denormals", c_int32),
         ("rounding_seed", c_uint64),
         ("round_to_nearest", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -417,6 +418,11 @@ BAD_CALLS = {
         {"scalars_size": 2**64 - 2},
         "scalars->scalars_size must be at most 4096, got 9223372036854775807",
     ),
+    "reserved": ({"reserved": 7}, "scalars->reserved must be 0, got 7"),
+    "flag": (
+        {"hyper": (c_double * 5)(0.1, 0.9, 0.9, 1e-8, 2)},
+        "bias_correction must be 0 or 1, got 2.0",
+    ),
     "array_size": ({"array_size": 56}, "scalars->array_size must be at least 64, got 56"),
     "odd array_size": ({"array_size": 65}, "scalars->array_size must be sizeof(gradstep_array)"),
     "count": ({"count": -1}, "count must be at least 0, got -1"),
@@ -527,7 +533,7 @@ def test_gradients_that_cannot_be_clipped(dtype):
         status, _ = step("sgd", arrays, scalars_of(1, [0.1], **settings))
         assert (status, last_error()) == (
             NONFINITE,
-            f"{words}, so clip_norm cannot apply; skip_nonfinite=True skips such steps",
+            f"{words}, so clip_norm cannot apply; skip_nonfinite skips such steps",
         )
         status, result = step("sgd", arrays, scalars_of(1, [0.1], skip_nonfinite=1, **settings))
         assert (status, result.skipped, result.clipped) == (OK, 1, 0)
@@ -768,15 +774,18 @@ def test_structs_may_grow():
     np.testing.assert_array_equal(w, np.full(6, 0.5))
 
 
-def test_any_call_is_survived():
-    """A call put together at random steps, or says why not and changes nothing."""
-    rng, numbers = random.Random(0), np.random.default_rng(0)
+def survive(seed: int, calls: int) -> dict[int, int]:
+    """Makes calls put together at random, and returns how often each status came back.
+
+    Each steps, or fails and changes nothing.
+    """
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
     outcomes = {OK: 0, INVALID: 0, NONFINITE: 0}
 
     def mostly(good, *odd):
         return good if rng.random() < 0.97 else rng.choice(odd)
 
-    for _ in range(4000):
+    for call in range(calls):
         dtype, numbers_of = rng.choice(DTYPES), rng.choice([hostile, mild])
         memory = [numbers_of(numbers, 70, dtype) for _ in range(6)]  # a block in 8 bits, too
         before = [array.copy() for array in memory]
@@ -810,6 +819,7 @@ def test_any_call_is_survived():
             if rng.random() < 0.3:
                 settings[clip] = mostly(rng.choice([1.0, 1e-3]), np.inf, 0.0, -1.0, np.nan)
         scalars = scalars_of(mostly(rng.choice([1, 2, 2**53]), 0, -1, -(2**63)), hyper, **settings)
+        scalars.reserved = mostly(0, 1, -1)
         scalars.hyper_count = mostly(len(hyper), -1, 0, 2**40)
         scalars.scalars_size = mostly(scalars.scalars_size, 0, 87)
         count = mostly(1, 0, -1, 2**40, -(2**63))
@@ -819,8 +829,24 @@ def test_any_call_is_survived():
         outcomes[status] += 1
         if status != OK or result.skipped:
             for now, then in zip(memory, before, strict=True):
-                assert_same_bits(now, then)
+                assert_same_bits(now, then, f"seed {seed}, call {call}, {rule}: {last_error()}")
+    return outcomes
+
+
+def test_any_call_is_survived():
+    outcomes = survive(seed=0, calls=4000)
     assert all(count > 20 for count in outcomes.values()), outcomes
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_any_call_is_survived_for_long(level):
+    """A crash of the process leaves the seed as the last line printed: run it with `-s`."""
+    for _ in range(50):
+        seed = random.SystemRandom().randrange(2**32)
+        print("seed", seed, flush=True)
+        gs.set_num_threads(1 + seed % 3)
+        survive(seed, calls=4000)
 
 
 def test_one_setting_of_threads_and_level_for_all():
@@ -873,6 +899,15 @@ def test_the_command_tells_the_places_in_one_line(what):
     told = subprocess.run(command, env=narrow, capture_output=True, text=True, check=True).stdout
     assert told == getattr(gs, f"get_{what.replace('-', '_')}")() + "\n"
     assert Path(told.strip()).exists()
+
+
+def test_the_command_tells_several_places(capsys):
+    assert cli.main(["--library", "--include"]) == 0
+    assert capsys.readouterr().out.splitlines() == [gs.get_library(), gs.get_include()]
+    assert cli.main(["--include", "info"]) == 2
+    assert "--include, --library and --cmake-dir do not go with a command" in (
+        capsys.readouterr().err
+    )
 
 
 def test_threads_have_steps_and_messages_of_their_own():

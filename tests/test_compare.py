@@ -858,7 +858,7 @@ def test_without_tqdm(tmp_path, monkeypatch, capsys):
     run_compare(tmp_path, capsys, "--data", "line", "--rules", "sgd", "--epochs", 1)
 
 
-def test_interrupt(tmp_path, monkeypatch, capsys):
+def test_interrupt(ctrl_c_interrupts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Run, "epoch", lambda self: signal.raise_signal(signal.SIGINT))
     assert cli.main(["compare", "--data", "line", "--out", str(tmp_path / "a.png")]) == 130
     assert capsys.readouterr() == ("", "gradstep: interrupted\n")

@@ -145,7 +145,7 @@ def test_a_private_map_keeps_what_is_written(tmp_path):
     assert (w == 0.5).all()
 
 
-def test_ctrl_c_waits_for_the_last_window(tmp_path, monkeypatch):
+def test_ctrl_c_waits_for_the_last_window(ctrl_c_interrupts, tmp_path, monkeypatch):
     w, expected = np.ones(50_000), np.ones(50_000)
     opt, plain = gs.Adam(w, state_dir=tmp_path), gs.Adam(expected)
     sweep = _disk.WindowedPlan._sweep

@@ -743,3 +743,25 @@ def test_states_lie_beside_their_parameter(cls):
     kinds = [kind for kind in (params, *opt.state.values()) if kind[3].size == params[3].size]
     large = [arrays[3].ctypes.data % 4096 for arrays in kinds]
     assert len(set(large)) == len(large)
+
+
+def test_a_plan_keeps_no_scalars_of_a_step_that_raised():
+    w, g = np.zeros(2), np.ones(2)
+    plan = _core.Plan("sgd", [w], [], ["params", "grads"], [""])
+    with pytest.raises(ValueError, match="shape"):
+        plan.step([g[:1]], None, (0, [1000.0], 0.0, True, 0))
+    with pytest.raises(RuntimeError, match="the first step needs scalars"):
+        plan.step([g])
+    plan.step([g], None, (0, [1.0], 0.0, False, 0))
+    with pytest.raises(ValueError, match="shape"):
+        plan.step([g[:1]], None, (1, [1000.0], 0.5, True, 0))
+    plan.step([g])
+    assert w.tolist() == [-2, -2]
+
+
+def test_a_plan_of_rows_has_a_row_and_a_parameter():
+    w, table, d = np.zeros(2), np.zeros((1, 2)), np.zeros(2)
+    nouns = ["params", "grads", "y", "d"]
+    for params, states, rows in (([w], [[d], [table]], 0), ([], [[], []], 1)):
+        with pytest.raises(ValueError, match="seen must have an item per row"):
+            _core.Plan("sag", params, states, nouns, [""][: len(params)], seen=np.zeros(rows, bool))

@@ -25,19 +25,25 @@ pytestmark = [
 
 #: The widest registers of each level, as objdump names them.
 REGISTER = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
+#: Each loop has a function of its own, with template arguments that tell it from others of a rule.
 KERNEL = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
-    r"(sweep|measure|sum_tile|take_factors)<.*::(\w+)<(?:float|double)>, (\w+)>"
+    r"((?:plain|matrix|measure)_loop<(?:true, |false, )*|(?:sum_tile|take_factors)<).*::(\w+)"
+    r"<(?:float|double)>, (\w+)>"
+)
+#: The sum of squares, with and without a scale.
+SQUARES = re.compile(
+    r"gradstep::(\w+)::\(anonymous namespace\)::squares_loop<(\w+), (\w+)>\([^()]*\)$"
 )
 #: The kernels where memory holds all, or the states, as bfloat16.
 IN_PLACE = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
-    r"(sweep_bfloat16(?:_states)?)<.*::\w+<float> ?>\([^()]*\)$"
+    r"(bfloat16(?:_states)?_loop)<.*::\w+<float> ?>\([^()]*\)$"
 )
 #: The kernels where memory holds the states in 8 bits, and what brings those to float32 and back.
 BLOCKS = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
-    r"(sweep_8_bit_states|load_blocks|store_numbers)<.*>\([^()]*\)(?: \[clone .*\])?$"
+    r"(block_loop|load_blocks|store_numbers)<.*>\([^()]*\)(?: \[clone .*\])?$"
 )
 #: The kernels of dense rows, with their template arguments.
 ROWS = re.compile(
@@ -70,9 +76,11 @@ def functions() -> dict[str, list[tuple[str, str]]]:
 
 
 def kernels() -> dict[tuple[str, str, str, str], list[tuple[str, str]]]:
-    """The passes of each (level, pass, rule's struct, element type)."""
+    """The loops of each (level, pass, rule's struct, element type)."""
     matches = ((KERNEL.search(name), code) for name, code in functions().items())
-    return {match.groups(): code for match, code in matches if match}
+    found = [(match.groups(), code) for match, code in matches if match]
+    assert len(dict(found)) == len(found)
+    return dict(found)
 
 
 def test_each_kernel_is_there():
@@ -80,14 +88,23 @@ def test_each_kernel_is_there():
     count = collections.Counter((level, name, dtype) for level, name, _, dtype in kernels())
     measured = [rule for rule in RULES.values() if rule.has_trust]
     factored = [rule for rule in RULES.values() if rule.factors]
+    with_rows = [rule for rule in RULES.values() if rule.row_state]
     expected = {
         (level, name, dtype): len(rules)
         for level in built
         for name, rules in (
-            ("sweep", RULES),
-            ("measure", measured),
-            ("sum_tile", factored),
-            ("take_factors", factored),
+            # Whether there is nothing to do to the gradient, zero_grad, a row that is new.
+            ("plain_loop<true, false, false, ", RULES),
+            ("plain_loop<false, false, false, ", RULES),
+            ("plain_loop<false, true, false, ", RULES),
+            ("plain_loop<false, false, true, ", with_rows),
+            ("plain_loop<false, true, true, ", with_rows),
+            ("matrix_loop<true, ", factored),
+            ("matrix_loop<false, ", factored),
+            ("measure_loop<true, ", factored),
+            ("measure_loop<false, ", measured),
+            ("sum_tile<", factored),
+            ("take_factors<", factored),
         )
         for dtype in ("float", "double")
     }
@@ -97,7 +114,7 @@ def test_each_kernel_is_there():
 @pytest.mark.parametrize("level", REGISTER)
 def test_each_kernel_is_vectorised(level):
     for (where, name, struct, dtype), code in kernels().items():
-        if where != level or name == "take_factors":  # once per row and column, not per element
+        if where != level or name == "take_factors<":  # once per row and column, not per element
             continue
         wide = {
             mnemonic
@@ -105,19 +122,25 @@ def test_each_kernel_is_vectorised(level):
             if PACKED.match(mnemonic) and REGISTER[level] in operands
         }
         # Squares are summed in double, and what is beside them in a loop has as many lanes.
-        suffix = "ps" if dtype == "float" and name != "sum_tile" else "pd"
+        suffix = "ps" if dtype == "float" and name != "sum_tile<" else "pd"
         assert any(m.endswith("mul" + suffix) for m in wide), (
-            f"{name}<{struct}<{dtype}>> is not vectorised"
+            f"{name}{struct}<{dtype}>> is not vectorised"
         )
+    squares = [(SQUARES.search(name), code) for name, code in functions().items()]
+    squares = [(match[0], code) for match, code in squares if match and match[1] == level]
+    assert len(squares) == 2 * 2
+    for name, code in squares:
+        products = [operands for m, operands in code if m.removeprefix("v") == "mulpd"]
+        assert any(REGISTER[level] in operands for operands in products), name
 
 
 @pytest.mark.parametrize("level", REGISTER)
 def test_each_kernel_for_fewer_bits_is_vectorised(level):
     held = [rule for rule in RULES.values() if rule.any_storage]
     expected = {
-        "sweep_bfloat16": len(held),
-        "sweep_bfloat16_states": len([rule for rule in held if rule.states]),
-        "sweep_8_bit_states": 2 * len([rule for rule in held if rule.states]),
+        "bfloat16_loop": 2 * len(held),
+        "bfloat16_states_loop": 2 * len([rule for rule in held if rule.states]),
+        "block_loop": 2 * 2 * len([rule for rule in held if rule.states]),
         "load_blocks": 2,
         "store_numbers": 2,
     }

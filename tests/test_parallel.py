@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import traceback
 
@@ -89,6 +91,68 @@ def test_step_in_a_child_forked_beside_running_threads():
         ]
         concurrent.futures.wait(busy)
     assert codes == [0] * 5
+
+
+#: Replaces pthread_create(): after `left` more calls it fails.
+NO_THREADS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+int left = 1 << 30;
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *), void *arg) {
+  if (--left < 0) return EAGAIN;
+  int (*create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+  *(void **)&create = dlsym(RTLD_NEXT, "pthread_create");
+  return create(thread, attr, run, arg);
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads a library")
+def test_a_step_in_a_child_that_gets_no_thread_has_the_same_bits(tmp_path):
+    """Whichever pass is the first that gets none, of a rule with several, or of sparse rows."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is not installed")
+    source, library = tmp_path / "none.c", tmp_path / "none.so"
+    source.write_text(NO_THREADS)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    code = f"""
+import ctypes, os, numpy as np, gradstep as gs
+left = ctypes.c_int.in_dll(ctypes.CDLL({str(library)!r}), "left")
+gs.set_num_threads(3)
+size = 3 * {16 * SPAN}
+def stepped(make, threads):
+    left.value = 1 << 30
+    w, g = np.linspace(-1, 1, size).reshape(-1, 4), np.linspace(2, 3, size).reshape(-1, 4)
+    opt = make(w)
+    if isinstance(opt, gs.SparseAdagrad):
+        g = np.arange(len(w)) // 2, g
+    for _ in range(2):
+        left.value = threads
+        opt.step(g, **({{"row": 0}} if isinstance(opt, gs.SAG) else {{}}))
+        asked = threads - left.value
+    return asked, opt.t, b"".join(a.tobytes() for a in [w, *opt.state_dict()["state"].values()])
+makers = [gs.SGD, gs.Adam, gs.LAMB, gs.Adafactor, gs.SparseAdagrad]
+makers += [lambda w: gs.WindowSAG(w, 0.1, 2), lambda w: gs.SAG(w, 0.1, 2)]
+expected = [stepped(make, 1 << 30)[1:] for make in makers]
+pid = os.fork()
+if pid == 0:
+    os.environ.clear()
+    code = 1
+    try:
+        for make, wanted in zip(makers, expected):
+            asked, *found = stepped(make, 1 << 30)
+            assert asked > 0 and tuple(found) == wanted, (make, asked)
+            for threads in range(asked + 1):
+                assert stepped(make, threads)[1:] == wanted, (make, threads)
+        code = 0
+    finally:
+        os._exit(code)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert python(code, LD_PRELOAD=str(library)) == "0\n"
 
 
 @needs_fork

@@ -218,7 +218,7 @@ void check_state_dtype(const State& kind, const Memory& state, const Label& labe
 // The same for an array of another library that can be looked at quickly; nothing where the checks above must say why.
 std::optional<Memory> quick_memory(const dlpack::Tensor& tensor) {
   const auto storage = gradstep::storage_of(tensor);
-  if (!storage || !is_contiguous(tensor)) return std::nullopt;
+  if (!storage || !is_contiguous(tensor) || lacks_memory(tensor)) return std::nullopt;
   return Memory{address(tensor), element_count(tensor), *storage};
 }
 
@@ -390,6 +390,8 @@ class Plan {
       throw py::value_error(rule + ": wrong number of nouns, states or suffixes");
     rows_noun_ = "rows of " + nouns_[1];
     indices_noun_ = "indices of " + nouns_[1];
+    if (seen && (seen->size() == 0 || params.empty()))
+      throw py::value_error(rule + ": seen must have an item per row, of one row and one parameter at the least");
     if (seen) rows_ = {seen->size(), marks_ = seen->mutable_data(), row_weights ? row_weights->data() : nullptr};
     arrives_ = spec.second_gradient >= 0 && states[static_cast<std::size_t>(spec.second_gradient)].empty();
     if (flush_denormals && !can_flush_denormals())
@@ -485,7 +487,7 @@ class Plan {
   py::array_t<double> block_sums(const py::object& sequence, double grad_scale, double unit) {
     const Arrays held = check_grads(sequence, /*zero_grad=*/false);
     const Table& table = active_level().table();
-    prepare_jobs(table.entries[rule_]);
+    prepare_jobs(table.entries[rule_], row_);
     const int threads = get_num_threads();
     const auto count = static_cast<std::int64_t>(jobs_.size());
     py::array_t<double> sums(static_cast<py::ssize_t>(count_blocks(jobs_.data(), count)));
@@ -511,8 +513,12 @@ class Plan {
     std::optional<Hold> hold;
     if (!acquired) hold.emplace(*this);
     const FloatMode mode(Denormals::keep);
-    if (scalars) take(*scalars);
-    if (!ready_) throw std::runtime_error("the first step needs scalars");
+    Step step = next_;
+    std::int64_t row = row_;
+    if (scalars)
+      take(*scalars, step, row);
+    else if (!ready_)
+      throw std::runtime_error("the first step needs scalars");
     const Table& table = active_level().table();
     const Entry& entry = table.entries[rule_];
     const int threads = get_num_threads();
@@ -527,10 +533,9 @@ class Plan {
     const Arrays second_held = arrives_ ? check_second_grads(*second_grads) : Arrays{};
     if (arrives_ && treatment.zero_grad) check_second_apart();
     check();
-    prepare_jobs(entry, treatment.zero_grad);
-    Step step = next_;
+    prepare_jobs(entry, row, treatment.zero_grad);
     step.t = t_ + 1;
-    step.fresh_row = marks_ && !marks_[row_];
+    step.fresh_row = marks_ && !marks_[row];
     const bool resums = marks_ && step.t % rows_.count == 0;
     const bool asked = treatment.clip_norm || skip_nonfinite_;
     std::vector<Job> second = asked && arrives_ ? second_jobs() : std::vector<Job>{};
@@ -555,7 +560,7 @@ class Plan {
       outcome = take_step(batch, table, rule_, step, treatment, asked || refuse_nonfinite_,
                           second.empty() ? nullptr : second.data(), norm);
       if (outcome.usable && by_rows_ && treatment.zero_grad) row_jobs_.zero_summed();
-      if (outcome.usable && marks_) marks_[row_] = true;
+      if (outcome.usable && marks_) marks_[row] = true;
       if (outcome.usable && resums) sum_again(entry, threads);
     }
     if (!outcome.usable && !skip_nonfinite_) {
@@ -564,6 +569,9 @@ class Plan {
       throw py::value_error(why_unusable(outcome.norm, label(1, culprit), nouns_[1], treatment));
     }
     if (outcome.usable) ++t_;
+    next_ = step;
+    row_ = row;
+    ready_ = true;
     if (!asked) return std::nullopt;
     return Report{outcome.norm.value, outcome.clipped, !outcome.usable};
   }
@@ -669,20 +677,19 @@ class Plan {
     beside_.push_back({std::move(target), &label.noun, slots_.size()});
   }
 
-  // Checks scalars, and keeps them for this step and those after it.
-  void take(const Scalars& scalars) {
-    const auto& [t, hyper, weight_decay, maximize, row] = scalars;
+  // Checks scalars, and writes them to a step and its row.
+  void take(const Scalars& scalars, Step& step, std::int64_t& row) const {
+    const auto& [t, hyper, weight_decay, maximize, given_row] = scalars;
     if (t != t_) throw std::runtime_error(in_use);  // they were formed for a step that another thread has taken
     check_hypers(spec(), hyper.data(), static_cast<std::int64_t>(hyper.size()), weight_decay, single_precision_);
     for (const Slot& slot : slots_)
-      if (slot.rows > 0 && (row < 0 || row >= slot.rows))
+      if (slot.rows > 0 && (given_row < 0 || given_row >= slot.rows))
         throw py::index_error("row must be at least 0 and below " + std::to_string(slot.rows) + ", got " +
-                              std::to_string(row));
-    row_ = row;
-    std::copy(hyper.begin(), hyper.end(), next_.hyper);
-    next_.weight_decay = weight_decay;
-    next_.maximize = maximize;
-    ready_ = true;
+                              std::to_string(given_row));
+    row = given_row;
+    std::copy(hyper.begin(), hyper.end(), step.hyper);
+    step.weight_decay = weight_decay;
+    step.maximize = maximize;
   }
 
   const Spec& spec() const { return active_level().table().entries[rule_].spec; }
@@ -692,7 +699,7 @@ class Plan {
   Label indices_label(std::size_t i) const { return {indices_noun_, suffixes_[i]}; }
 
   // Brings the jobs up to date. What is the same stays unwritten: other threads have it in their caches.
-  void prepare_jobs(const Entry& entry, bool zero_grad = false) {
+  void prepare_jobs(const Entry& entry, std::int64_t row, bool zero_grad = false) {
     const auto assign = [](auto& place, auto value) {
       if (place != value) place = value;
     };
@@ -702,7 +709,7 @@ class Plan {
       const bool single_precision = job.constants == &float32_;
       assign(job.kernel, single_precision ? &entry.float32 : &entry.float64);
       assign(job.buffers.grad, static_cast<void*>(slot.grad.data()));
-      if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row_ * job.size * job.item_size;
+      if (slot.rows > 0) job.buffers.states[entry.spec.row_state] = slot.table + row * job.size * job.item_size;
       if (arrives_) assign(job.buffers.states[entry.spec.second_gradient], static_cast<void*>(slot.second.data()));
       const bool is_stored = slot.is_stored || slot.grad.storage != arithmetic_of(slot.param.memory.storage);
       if (is_stored)
@@ -715,11 +722,9 @@ class Plan {
 
   // Needs no Python.
   void sum_again(const Entry& entry, int threads) {
-    const std::int64_t row = std::exchange(row_, 0);
-    prepare_jobs(entry);
+    prepare_jobs(entry, /*row=*/0);
     sum_rows(jobs_.data(), static_cast<std::int64_t>(jobs_.size()), threads, denormals_, active_level().table(),
              entry.spec, rows_);
-    row_ = row;
   }
 
   // The jobs, with the second gradients in the place of the first.
@@ -873,9 +878,9 @@ class Plan {
   bool single_precision_ = false, double_precision_ = false;  // whether a parameter has it
   bool grads_apart_ = false;                                  // whether no two of Slot::grad overlap, if known
   bool busy_ = false;                                         // guarded by the GIL
-  bool ready_ = false;                                        // whether set_hyper() was called
-  Step next_{};
-  std::int64_t row_ = 0;
+  bool ready_ = false;                                        // whether next_ and row_ are known
+  Step next_{};                                               // what the next step has without scalars,
+  std::int64_t row_ = 0;                                      // and its row
   int forks_at_hold_ = 0;
   std::int64_t t_ = 0;
 };

@@ -53,6 +53,13 @@ const ExchangeAPI* exchange_api(PyTypeObject* type) {
 
 std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__name__")); }
 
+// Raises where an array has no memory: NumPy allocates some of its own for one that begins at null.
+py::object with_memory(const py::array& array, const py::handle& object, const std::string& name) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(array.data());
+  if (array.size() > 0 && (array.owndata() || begin < lowest_address)) refuse_without_memory(object, name);
+  return array;
+}
+
 }  // namespace
 
 bool look(PyObject* object, dlpack::Tensor& tensor) {
@@ -63,6 +70,12 @@ bool look(PyObject* object, dlpack::Tensor& tensor) {
     return false;
   }
   return true;
+}
+
+void refuse_without_memory(const py::handle& object, const std::string& name) {
+  throw py::value_error(name + " is a " + type_name(object) +
+                        " without memory of its own: steps update memory in place, so pass the tensors that hold the "
+                        "numbers");
 }
 
 bool is_negated(const py::handle& object) {
@@ -87,14 +100,17 @@ py::object view(const py::object& object, const std::string& name) {
   if (py::isinstance<py::array>(object)) return object;
   if (!shows_memory(object))
     throw py::type_error(name + " must be a numpy.ndarray, or expose a CPU buffer or DLPack, got " + type_name(object));
+  dlpack::Tensor tensor;
+  if (look(object.ptr(), tensor) && lacks_memory(tensor)) refuse_without_memory(object, name);
   const py::module_ numpy = py::module_::import("numpy");
   try {
-    if (!py::hasattr(object, "__dlpack__")) return numpy.attr("asarray")(py::memoryview(object));
+    if (!py::hasattr(object, "__dlpack__"))
+      return with_memory(numpy.attr("asarray")(py::memoryview(object)), object, name);
     const py::tuple device = object.attr("__dlpack_device__")();
     if (device[0].cast<int>() != dlpack::cpu)
       throw py::value_error(name + " must lie in the memory of the CPU, got DLPack's device " + text(device));
     if (is_negated(object)) throw py::value_error(name + " is a negated view; resolve_neg() makes an array of it");
-    return numpy.attr("from_dlpack")(object);
+    return with_memory(numpy.attr("from_dlpack")(object), object, name);
   } catch (py::error_already_set& error) {
     const bool is_error = error.matches(PyExc_Exception);
     if (!is_error) throw;  // Ctrl-C

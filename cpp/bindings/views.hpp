@@ -59,6 +59,18 @@ inline std::int64_t element_count(const dlpack::Tensor& tensor) {
   return size;
 }
 
+/// No system maps what lies below.
+constexpr std::uintptr_t lowest_address = 65536;
+
+/// Whether a tensor with elements has no memory for them: one of a wrapper class, or whose storage has been freed. Its
+/// address is null, or, in a view, an offset from null.
+inline bool lacks_memory(const dlpack::Tensor& tensor) {
+  return tensor.device.type == dlpack::cpu && address(tensor) < lowest_address && element_count(tensor) > 0;
+}
+
+/// Raises for such a tensor.
+[[noreturn]] void refuse_without_memory(const pybind11::handle& object, const std::string& name);
+
 /// Whether these are numbers of so many bits, in the memory of the CPU and aligned; floating-point, unless it is said.
 inline bool holds(const dlpack::Tensor& tensor, int bits, std::uint8_t code = dlpack::floating_point) {
   return tensor.device.type == dlpack::cpu && tensor.dtype.code == code && tensor.dtype.bits == bits &&

@@ -170,6 +170,8 @@ class Call {
                  "scalars->scalars_size");
     scalars_ = {};
     copy_struct(scalars_, scalars, scalars->scalars_size);
+    if (scalars_.reserved != 0)
+      throw std::invalid_argument("scalars->reserved must be 0, got " + std::to_string(scalars_.reserved));
     check_arrays();
     check_scalars();
   }
@@ -217,8 +219,8 @@ class Call {
     const Outcome outcome =
         take_step(batch, table, rule_, step, treatment_, skips, looks_at_second ? second.data() : nullptr);
     if (!outcome.usable && !skips)
-      throw std::domain_error(
-          why_unusable(outcome.norm, name(std::max<std::int64_t>(outcome.norm.culprit, 0), 1), "grads", treatment_));
+      throw std::domain_error(why_unusable(outcome.norm, name(std::max<std::int64_t>(outcome.norm.culprit, 0), 1),
+                                           "grads", treatment_, "skip_nonfinite"));
     if (!result) return;
     result->grad_norm = outcome.norm.value;
     result->clipped = outcome.clipped;
@@ -385,7 +387,7 @@ class Call {
                                   " must be null for " + spec_.name + ", whose steps clipping would bias");
     check_integer("t", scalars_.t, 1, max_integer);
     if (scalars_.flush_denormals && !can_flush_denormals())
-      throw std::invalid_argument("flush_denormals=True is not supported on this processor by this build");
+      throw std::invalid_argument("flush_denormals is not supported on this processor by this build");
   }
 
   int rule_;

@@ -103,7 +103,7 @@ const char* describe(Range range) {
     case Range::positive: return "above 0 and finite";
     case Range::below_one: return "in [0, 1)";
     case Range::up_to_one: return "in [0, 1]";
-    case Range::flag: return "True or False";
+    case Range::flag: return "0 or 1";
     case Range::non_positive: return "at most 0 and finite";
   }
   return "";

@@ -30,9 +30,15 @@ GRADSTEP_INLINE decltype(auto) argument(const Prelude<T>& prelude, T& state) {
     return (state);
 }
 
-// The only loop. The rule is a copy, not a reference, so that the stores cannot alias its constants. `omp simd` states
-// what the bindings have checked: no two buffers overlap. It is inlined, so that each rule, type and level has one
-// function, sweep, that a test of the machine code can find.
+// A rule's scalars as a copy, not a reference, so that the stores of a loop cannot alias them.
+template <class Rule, class T>
+GRADSTEP_INLINE Folded<Rule, T> unfolded(const Constants& constants, const Buffers& buffers) {
+  Folded<Rule, T> folded = unfold<Rule, T>(constants);
+  if constexpr (Rule::spec.has_trust) folded.rule.rely(buffers.trust);
+  return folded;
+}
+
+// The only loop. `omp simd` states what the bindings have checked: no two buffers overlap.
 template <bool idle, bool zero_grad, bool fresh_row, class Rule, class T, std::size_t... I>
 GRADSTEP_INLINE void loop(const Folded<Rule, T> folded, const Buffers& buffers, std::int64_t begin, std::int64_t end,
                           std::index_sequence<I...>) {
@@ -95,30 +101,39 @@ GRADSTEP_INLINE void loop_over_pairs(const Folded<Rule, float> folded, const Buf
   }
 }
 
-// Of an even number of elements.
-template <class Rule>
-GRADSTEP_NOINLINE void sweep_bfloat16(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                                      std::int64_t size, const std::uint16_t* chances) noexcept {
-  const Folded<Rule, float> folded = unfold<Rule, float>(constants);
-  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
-  if (folded.prelude.idle)
-    loop_over_pairs<true, Rule>(folded, buffers, begin, size, chances, states);
-  else
-    loop_over_pairs<false, Rule>(folded, buffers, begin, size, chances, states);
+// Each loop is in a function of its own, `..._loop`, that a test of the machine code and a profiler can tell from the
+// others. Of an even number of elements.
+template <bool idle, class Rule>
+GRADSTEP_NOINLINE void bfloat16_loop(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                     std::int64_t size, const std::uint16_t* chances) noexcept {
+  loop_over_pairs<idle, Rule>(unfold<Rule, float>(constants), buffers, begin, size, chances,
+                              std::make_index_sequence<state_count<Rule>()>());
 }
 
 template <class Rule>
-GRADSTEP_NOINLINE void sweep_bfloat16_states(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                                             std::int64_t size, const std::uint16_t* chances) noexcept {
-  const Folded<Rule, float> folded = unfold<Rule, float>(constants);
+void sweep_bfloat16(const Constants& constants, const Buffers& buffers, std::int64_t begin, std::int64_t size,
+                    const std::uint16_t* chances) noexcept {
+  const auto loop =
+      unfold<Rule, float>(constants).prelude.idle ? bfloat16_loop<true, Rule> : bfloat16_loop<false, Rule>;
+  loop(constants, buffers, begin, size, chances);
+}
+
+template <bool idle, class Rule>
+GRADSTEP_NOINLINE void bfloat16_states_loop(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                            std::int64_t size, const std::uint16_t* chances) noexcept {
   constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
   alignas(64) std::uint16_t own[states.size()][stored_piece];
   const std::uint16_t* halves[states.size()];
   for (std::size_t k = 0; k < states.size(); ++k) halves[k] = halves_of(chances, size, own_chance[1 + k], own[k]);
-  if (folded.prelude.idle)
-    loop_in_place<true, Rule>(folded, buffers, begin, size, halves, states);
-  else
-    loop_in_place<false, Rule>(folded, buffers, begin, size, halves, states);
+  loop_in_place<idle, Rule>(unfold<Rule, float>(constants), buffers, begin, size, halves, states);
+}
+
+template <class Rule>
+void sweep_bfloat16_states(const Constants& constants, const Buffers& buffers, std::int64_t begin, std::int64_t size,
+                           const std::uint16_t* chances) noexcept {
+  const auto loop = unfold<Rule, float>(constants).prelude.idle ? bfloat16_states_loop<true, Rule>
+                                                                : bfloat16_states_loop<false, Rule>;
+  loop(constants, buffers, begin, size, chances);
 }
 
 template <class Rule, std::size_t I>
@@ -199,58 +214,59 @@ GRADSTEP_INLINE void loop_over_blocks(const Folded<Rule, float> folded, const Bu
 }
 
 // Of whole blocks, in which all numbers are finite. `Held`: how memory holds the parameter and the gradient.
+template <bool idle, class Rule, class Held>
+GRADSTEP_NOINLINE void block_loop(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                  std::int64_t size, const std::uint16_t* chances) noexcept {
+  loop_over_blocks<idle, Rule, Held>(unfold<Rule, float>(constants), buffers, begin, size, chances,
+                                     std::make_index_sequence<state_count<Rule>()>());
+}
+
 template <class Rule, class Held>
-GRADSTEP_NOINLINE void sweep_8_bit_states(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                                          std::int64_t size, const std::uint16_t* chances) noexcept {
-  const Folded<Rule, float> folded = unfold<Rule, float>(constants);
-  constexpr auto states = std::make_index_sequence<state_count<Rule>()>();
-  if (folded.prelude.idle)
-    loop_over_blocks<true, Rule, Held>(folded, buffers, begin, size, chances, states);
-  else
-    loop_over_blocks<false, Rule, Held>(folded, buffers, begin, size, chances, states);
+void sweep_8_bit_states(const Constants& constants, const Buffers& buffers, std::int64_t begin, std::int64_t size,
+                        const std::uint16_t* chances) noexcept {
+  const auto loop =
+      unfold<Rule, float>(constants).prelude.idle ? block_loop<true, Rule, Held> : block_loop<false, Rule, Held>;
+  loop(constants, buffers, begin, size, chances);
+}
+
+template <bool idle, bool zero_grad, bool fresh_row, class Rule, class T>
+GRADSTEP_NOINLINE void plain_loop(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                  std::int64_t end) noexcept {
+  loop<idle, zero_grad, fresh_row, Rule, T>(unfolded<Rule, T>(constants, buffers), buffers, begin, end,
+                                            std::make_index_sequence<elementwise_count<Rule>()>());
+}
+
+template <bool zero_grad, class Rule, class T>
+GRADSTEP_NOINLINE void matrix_loop(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                   std::int64_t end) noexcept {
+  factored_loop<zero_grad, Rule, T>(unfolded<Rule, T>(constants, buffers), buffers, begin, end);
 }
 
 template <class Rule, class T>
-GRADSTEP_NOINLINE void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                             std::int64_t end) noexcept {
-  Folded<Rule, T> folded = unfold<Rule, T>(constants);
-  if constexpr (Rule::spec.has_trust) folded.rule.rely(buffers.trust);
-  if constexpr (Rule::spec.row_factor >= 0) {
-    if (buffers.matrices.columns > 0) {
-      if (folded.zero_grad)
-        factored_loop<true, Rule, T>(folded, buffers, begin, end);
-      else
-        factored_loop<false, Rule, T>(folded, buffers, begin, end);
-      return;
-    }
-  }
-  constexpr auto states = std::make_index_sequence<elementwise_count<Rule>()>();
-  if constexpr (Rule::spec.row_state >= 0) {
-    if (folded.fresh_row) {
-      if (folded.zero_grad)
-        loop<false, true, true, Rule, T>(folded, buffers, begin, end, states);
-      else
-        loop<false, false, true, Rule, T>(folded, buffers, begin, end, states);
-      return;
-    }
-  }
-  if (folded.zero_grad)
-    loop<false, true, false, Rule, T>(folded, buffers, begin, end, states);
-  else if (folded.prelude.idle)
-    loop<true, false, false, Rule, T>(folded, buffers, begin, end, states);
-  else
-    loop<false, false, false, Rule, T>(folded, buffers, begin, end, states);
+void sweep(const Constants& constants, const Buffers& buffers, std::int64_t begin, std::int64_t end) noexcept {
+  const Folded<Rule, T>& folded = unfold<Rule, T>(constants);
+  auto loop = folded.zero_grad      ? plain_loop<false, true, false, Rule, T>
+              : folded.prelude.idle ? plain_loop<true, false, false, Rule, T>
+                                    : plain_loop<false, false, false, Rule, T>;
+  if constexpr (Rule::spec.row_factor >= 0)
+    if (buffers.matrices.columns > 0)
+      loop = folded.zero_grad ? matrix_loop<true, Rule, T> : matrix_loop<false, Rule, T>;
+  if constexpr (Rule::spec.row_state >= 0)
+    if (folded.fresh_row)
+      loop = folded.zero_grad ? plain_loop<false, true, true, Rule, T> : plain_loop<false, false, true, Rule, T>;
+  loop(constants, buffers, begin, end);
+}
+
+template <bool plain, class T>
+GRADSTEP_NOINLINE double squares_loop(const void* grads, std::int64_t size, double scale, double range) noexcept {
+  double lanes[lane_count] = {};
+  add_squares<plain>(lanes, static_cast<const T*>(grads), size, T(scale), range);
+  return sum_of_lanes(lanes);
 }
 
 template <class T>
-GRADSTEP_NOINLINE double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
-  const T* const g = static_cast<const T*>(grads);
-  double lanes[lane_count] = {};
-  if (scale == 1 && range == 1)
-    add_squares<true>(lanes, g, size, T(1), 1);
-  else
-    add_squares<false>(lanes, g, size, T(scale), range);
-  return sum_of_lanes(lanes);
+double sum_of_squares(const void* grads, std::int64_t size, double scale, double range) noexcept {
+  return (scale == 1 && range == 1 ? squares_loop<true, T> : squares_loop<false, T>)(grads, size, scale, range);
 }
 
 template <class Rule, class T, std::size_t... I>
@@ -268,9 +284,9 @@ GRADSTEP_INLINE void directions(const Folded<Rule, T> folded, const Buffers& buf
 }
 
 // The first pass of a rule with trust ratios. A piece of the direction stays in the cache until its squares are summed.
-template <class Rule, class T>
-GRADSTEP_NOINLINE Squares measure(const Constants& constants, const Buffers& buffers, std::int64_t begin,
-                                  std::int64_t end) noexcept {
+template <bool is_factored, class Rule, class T>
+GRADSTEP_NOINLINE Squares measure_loop(const Constants& constants, const Buffers& buffers, std::int64_t begin,
+                                       std::int64_t end) noexcept {
   const Folded<Rule, T> folded = unfold<Rule, T>(constants);
   constexpr std::int64_t piece = 512;
   static_assert(piece % lane_count == 0, "each piece begins at the first lane");
@@ -278,18 +294,22 @@ GRADSTEP_NOINLINE Squares measure(const Constants& constants, const Buffers& buf
   double of_param[lane_count] = {}, of_direction[lane_count] = {};
   for (; begin < end; begin += piece) {
     const std::int64_t size = end - begin < piece ? end - begin : piece;
-    bool done = false;
-    if constexpr (Rule::spec.row_factor >= 0) {
-      done = buffers.matrices.columns > 0;
-      if (done) factored_directions<Rule, T>(folded, buffers, begin, begin + size, direction);
-    }
-    if (!done)
+    if constexpr (is_factored)
+      factored_directions<Rule, T>(folded, buffers, begin, begin + size, direction);
+    else
       directions<Rule, T>(folded, buffers, begin, begin + size, direction,
                           std::make_index_sequence<elementwise_count<Rule>()>());
     add_squares<true>(of_param, static_cast<const T*>(buffers.param) + begin, size, T(1), 1);
     add_squares<true>(of_direction, direction, size, T(1), 1);
   }
   return {sum_of_lanes(of_param), sum_of_lanes(of_direction)};
+}
+
+template <class Rule, class T>
+Squares measure(const Constants& constants, const Buffers& buffers, std::int64_t begin, std::int64_t end) noexcept {
+  if constexpr (Rule::spec.row_factor >= 0)
+    if (buffers.matrices.columns > 0) return measure_loop<true, Rule, T>(constants, buffers, begin, end);
+  return measure_loop<false, Rule, T>(constants, buffers, begin, end);
 }
 
 template <class Rule, class T>

@@ -185,12 +185,12 @@ Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, c
 }
 
 std::string why_unusable(const Norm& norm, const std::string& culprit, const std::string& all,
-                         const Treatment& treatment) {
+                         const Treatment& treatment, const char* option) {
   const std::string scaled = treatment.grad_scale == 1 ? "" : " times grad_scale=" + number_text(treatment.grad_scale);
   const std::string what =
       norm.culprit < 0 ? all + scaled + " has a norm beyond float64" : culprit + scaled + " holds NaN or infinity";
   return what + (treatment.clip_norm ? ", so clip_norm cannot apply" : ", which the sum of the rows would keep") +
-         "; skip_nonfinite=True skips such steps";
+         "; " + option + " skips such steps";
 }
 
 }  // namespace gradstep

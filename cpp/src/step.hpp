@@ -56,8 +56,9 @@ void update(Job* jobs, std::int64_t count, int threads, Denormals denormals);
 Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, const Treatment& treatment, bool measure,
                   Job* second, std::optional<double> known = std::nullopt);
 
-/// What to say of gradients that are not usable. `culprit` is the name of that array, `all` that of all.
+/// What to say of gradients that are not usable. `culprit` is the name of that array, `all` that of all, `option` the
+/// one that skips such steps, in the caller's language.
 std::string why_unusable(const Norm& norm, const std::string& culprit, const std::string& all,
-                         const Treatment& treatment);
+                         const Treatment& treatment, const char* option = "skip_nonfinite=True");
 
 }  // namespace gradstep

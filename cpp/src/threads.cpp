@@ -105,18 +105,37 @@ void run_team(std::int64_t total, int threads, const Work& work) {
 #endif
 }
 
+// The same in a child of fork(), for the parts from `first` to `last`. The threads that OpenMP keeps for the calling
+// thread do not exist there, and waiting for them would hang. Where no new thread is to be had, the calling one does
+// its part: another pass of the step may have been written.
+template <class Work>
+void run_parts(std::int64_t total, int first, int last, int parts, const Work& work) {
+  if (last - first == 1) return work(Share{share_begin(total, first, parts), share_begin(total, last, parts)});
+  const int middle = first + (last - first) / 2;
+  std::thread other;
+  try {
+    other = std::thread([&] { run_parts(total, middle, last, parts, work); });
+  } catch (const std::exception&) {
+  }
+  run_parts(total, first, middle, parts, work);
+  if (other.joinable())
+    other.join();
+  else
+    run_parts(total, middle, last, parts, work);
+}
+
 // Calls work(share) on as many threads as are worth it, and returns when all are done. An element may stand for more
 // than one, a column of a table for all that it holds.
 template <class Work>
 void share_out(std::int64_t total, int threads, const Work& work, std::int64_t elements_in_one = 1) {
-  const std::int64_t needed = std::max<std::int64_t>(elements_per_thread / elements_in_one, granule);
+  // A thread that has to be made costs some ten times as much as one that is woken.
+  const std::int64_t least = forks > 0 ? 16 * elements_per_thread : elements_per_thread;
+  const std::int64_t needed = std::max<std::int64_t>(least / elements_in_one, granule);
   const auto worthwhile = static_cast<int>(std::min<std::int64_t>(threads, total / needed));
   if (worthwhile <= 1) {
     work(Share{0, total});
   } else if (forks > 0) {
-    // After fork() the threads that OpenMP keeps for the calling thread do not exist in the child, and waiting for
-    // them would hang. A new thread has no team yet and gets a whole one.
-    std::thread([&] { run_team(total, worthwhile, work); }).join();
+    run_parts(total, 0, worthwhile, worthwhile, work);
   } else {
     run_team(total, worthwhile, work);
   }

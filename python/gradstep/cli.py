@@ -149,10 +149,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser.parse_args(argv)
     except SystemExit:  # after --help or --version
         return 0
+    if arguments.places and arguments.command:
+        parser.error("--include, --library and --cmake-dir do not go with a command")
+    if arguments.places:
+        print(*arguments.places, sep="\n")
+        return 0
+    if arguments.command is None:
+        parser.error(f"the following arguments are required: {COMMANDS}")
     command: Callable[[argparse.Namespace], int] = arguments.command
     return command(arguments)
 
@@ -166,12 +174,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-class _Print(argparse.Action):
-    """Prints its constant; argparse's own action for that breaks long lines."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(self.const)
-        parser.exit()
+COMMANDS = "{compare,bench,info}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,9 +189,12 @@ def _parser() -> argparse.ArgumentParser:
         ("--library", embedding.get_library(), "the path of the shared library"),
         ("--cmake-dir", embedding.get_cmake_dir(), "the directory for CMake's gradstep_DIR"),
     ):
-        what = f"print {what}, and exit"
-        parser.add_argument(name, action=_Print, const=path, nargs=0, help=what)
-    commands = parser.add_subparsers(required=True, metavar="{compare,bench,info}")
+        # argparse's own action that prints breaks long lines, and skips the options after it.
+        parser.add_argument(
+            name, dest="places", action="append_const", const=path, help=f"print {what}, and exit"
+        )
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar=COMMANDS)
     _add_compare(
         commands.add_parser(
             "compare",

@@ -125,12 +125,13 @@ typedef struct gradstep_scalars {
    * of the array among those of the call and that of the element; or the nearest. */
   uint64_t rounding_seed;
   int32_t round_to_nearest;
+  int32_t reserved; /* must be 0 */
 } gradstep_scalars;
 
 /* Those of a plain step. */
 static inline gradstep_scalars gradstep_scalars_of(int64_t t, const double* hyper, int64_t hyper_count) {
   gradstep_scalars scalars = {
-      sizeof(gradstep_scalars), sizeof(gradstep_array), t, hyper, hyper_count, 0, 1, NULL, NULL, 0, 0, 0, 0, 0, 0};
+      sizeof(gradstep_scalars), sizeof(gradstep_array), t, hyper, hyper_count, 0, 1, NULL, NULL, 0, 0, 0, 0, 0, 0, 0};
   return scalars;
 }
 
