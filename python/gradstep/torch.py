@@ -181,6 +181,15 @@ def _axes(param: torch.Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((axis, param.shape[axis]) for axis in axes)
 
 
+def _as_axes(saved: Any) -> tuple[tuple[int, int], ...]:
+    """Those of a checkpoint: a table, or tuples or lists of pairs. None where it is neither."""
+    try:
+        pairs = saved.tolist() if isinstance(saved, torch.Tensor) else saved
+        return tuple((int(axis), int(size)) for axis, size in pairs)
+    except (TypeError, ValueError):
+        return ()
+
+
 def _is_in_blocks(value: Any, param: torch.Tensor, axes: Any) -> bool:
     """Whether it has a number for each element of a parameter, in 8 bits."""
     return (
@@ -542,13 +551,20 @@ class Optimizer(torch.optim.Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        groups: Any = state_dict.get("param_groups")
+        states: Any = state_dict.get("state")
+        is_whole = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
+        if not (is_whole and all(isinstance(g, Mapping) and "params" in g for g in groups)):
+            raise ValueError(
+                "the state dict must have a dict 'state' and a list 'param_groups' of dicts with "
+                f"'params', got {list(state_dict)}"
+            )
         # All is made and checked in a twin, and taken over when nothing can be wrong any more.
         twin = object.__new__(type(self))
         twin.__dict__ |= self.__dict__ | {"state": defaultdict(dict), "_known_settings": {}}
-        groups = state_dict["param_groups"]
         ids = self._ids(groups)
         twin.param_groups = [self._loaded(g, new) for g, new in enumerate(groups)]
-        twin._load_states(ids, state_dict["state"])
+        twin._load_states(ids, states)
         self.__setstate__({"state": twin.state, "param_groups": twin.param_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -615,11 +631,17 @@ class Optimizer(torch.optim.Optimizer):
         for g, group in enumerate(self.param_groups):
             Optimizer._native_group(self, g)  # checks the options
             for param, key in zip(group["params"], ids[g], strict=True):
-                state = {k: v for k, v in saved.get(key, {}).items() if v is not None}
+                its = saved.get(key, {})
+                if not isinstance(its, Mapping):
+                    raise ValueError(f"the state of {self._name(param)} must be a dict: {its!r}")
+                state = {name: value for name, value in its.items() if value is not None}
                 if not state:
                     continue
                 if not _is_dense(param):
-                    raise ValueError(f"{self._name(param)} is no tensor that can have states here")
+                    raise ValueError(
+                        f"{self._name(param)} must be a dense floating-point tensor in the memory "
+                        "of the CPU to have the states of the state dict"
+                    )
                 places.append(g)
                 params.append(param)
                 found.append(state)
@@ -644,8 +666,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Copy a state of a checkpoint into a new one."""
         shapes = self._settings(g).shapes(param.shape)
-        axes = saved.get("axes", ())
-        axes = tuple(map(tuple, axes.tolist() if isinstance(axes, torch.Tensor) else axes))
+        axes = _as_axes(saved.get("axes"))
         for name, value in saved.items():
             of = f"the state {name!r} of {self._name(param)} in the state dict"
             if name in shapes:
