@@ -327,6 +327,22 @@ def test_ftrl_has_weights_of_0():
     np.testing.assert_array_equal(w == 0, [True, True, False, False])
 
 
+@pytest.mark.parametrize(("lr", "dtype"), [(0.0, np.float32), (0.0, float), (1e-39, np.float32)])
+def test_ftrl_rests_where_lr_is_0(lr, dtype):
+    """A warm-up begins there. So it is where 1 / lr is infinite in the arithmetic."""
+    w = np.array([1.0, -2.0, 0.0], dtype)
+    plain = w.copy()
+    opt, twin = (gs.FTRL(x, lr=0.1, beta=0.0, l1=0.1) for x in (w, plain))
+    for t, opt.lr in enumerate([lr, 0.05, 0.1, lr, 0.1]):
+        g = gradient(plain, t).astype(dtype)
+        opt.step(g)
+        if opt.lr > lr:
+            twin.lr = opt.lr
+            twin.step(g)
+        for a, b in zip([w, *opt.state.values()], [plain, *twin.state.values()], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_asgd_averages_its_points():
     w, points = np.array([1.0, -2.0]), []
     opt = gs.ASGD(w, lr=0.1, t0=2)
@@ -346,7 +362,7 @@ def test_asgd_averages_its_points():
         (gs.Rprop, {"step_sizes": (2.0, 1.0)}, "step_sizes must be the least and the largest"),
         (gs.AdEMAMix, {"betas": (0.9, 0.999)}, r"betas must be three numbers, got \(0.9, 0.999\)"),
         (gs.NAdam, {"momentum_decay": -1.0}, "momentum_decay must be at least 0"),
-        (gs.FTRL, {"lr": 0.0}, "lr must be above 0"),
+        (gs.FTRL, {"lr": -0.1}, "lr must be at least 0"),
         (gs.LARS, {"lr": 0.1, "trust_coefficient": 0.0}, "trust_coefficient must be above 0"),
         (gs.LAMB, {"weight_decay": -1.0}, "weight_decay must be at least 0"),
         (gs.ScheduleFreeSGD, {"momentum": 0.0}, "momentum must be above 0"),

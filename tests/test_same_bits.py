@@ -112,8 +112,6 @@ def test_many_arrays_are_one(rule, level):
             assert_same_bits(a, b)
 
 
-# Rules that divide by the learning rate take no 0.
-POSITIVE_LR = {"ftrl"}
 # Numbers of float32, because a range must hold after rounding too.
 fraction = st.floats(0, 1, exclude_max=True, width=32)
 finite_hyper = {
@@ -160,9 +158,8 @@ def test_any_numbers(rule, dtype, data):
         data.draw(nps.arrays(dtype, shape, elements=nps.from_dtype(np.dtype(dtype))), name)
         for name, shape in shapes.items()
     ]
-    strategies = finite_hyper | ({"lr": finite_hyper["eps"]} if rule in POSITIVE_LR else {})
     hyper = {
-        name: data.draw(strategies.get(name, fraction), name)
+        name: data.draw(finite_hyper.get(name, fraction), name)
         for name in RULES[rule].hyperparameters
     }
     t = data.draw(st.integers(1, 2**40), "t")

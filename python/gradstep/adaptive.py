@@ -483,10 +483,11 @@ class FTRL(Optimizer):
     ```
 
     The weights follow from `z` and `n` alone: what they were before the first step counts for
-    nothing but `sigma w`.
+    nothing but `sigma w`. A step at `lr = 0`, where a warm-up begins, changes neither weights nor
+    states.
 
     Args:
-        lr: above 0, default 0.1; the paper's alpha.
+        lr: default 0.1; the paper's alpha.
         beta: at least 0, default 1.
         l1: at least 0, default 0.
         l2: at least 0, default 0.

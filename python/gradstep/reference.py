@@ -246,7 +246,9 @@ def adopt(
 def ftrl(
     w: Array, g: Array, z: Array, n: Array, *, t: int, lr: float, beta: float, l1: float, l2: float
 ) -> None:
-    inverse, threshold = 1 / lr, w.dtype.type(l1)
+    inverse, threshold = 1 / lr if lr > 0 else math.inf, w.dtype.type(l1)
+    if np.isinf(w.dtype.type(inverse)):
+        return
     before = np.sqrt(n)
     n += g * g
     z += g - inverse * (np.sqrt(n) - before) * w

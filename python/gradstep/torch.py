@@ -34,7 +34,10 @@ Example:
 
 from __future__ import annotations
 
+import copy
+import gc
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, repeat, zip_longest
 from types import MappingProxyType
@@ -178,6 +181,15 @@ def _axes(param: torch.Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((axis, param.shape[axis]) for axis in axes)
 
 
+def _as_axes(saved: Any) -> tuple[tuple[int, int], ...]:
+    """Those of a checkpoint: a table, or tuples or lists of pairs. None where it is neither."""
+    try:
+        pairs = saved.tolist() if isinstance(saved, torch.Tensor) else saved
+        return tuple((int(axis), int(size)) for axis, size in pairs)
+    except (TypeError, ValueError):
+        return ()
+
+
 def _is_in_blocks(value: Any, param: torch.Tensor, axes: Any) -> bool:
     """Whether it has a number for each element of a parameter, in 8 bits."""
     return (
@@ -199,17 +211,6 @@ def _from_blocks(held: torch.Tensor, param: torch.Tensor, axes: Any) -> torch.Te
     in_order = from_blocks(held.numpy(), param.numel()).reshape([size for _, size in axes])
     numbers = in_order.transpose(np.argsort([axis for axis, _ in axes]))
     return torch.from_numpy(numbers.reshape(param.shape))
-
-
-def _held(value: torch.Tensor, param: torch.Tensor, dtype: torch.dtype, axes: Any) -> torch.Tensor:
-    """A state of a checkpoint in the dtype that it shall have. `axes`: those beside 8 bits."""
-    if _is_in_blocks(value, param, axes):
-        if value.dtype == dtype and axes == _axes(param):
-            return value
-        value = _from_blocks(value, param, axes)
-    if value.dtype in IN_8_BITS or (dtype in IN_8_BITS and value.shape != param.shape):
-        return value  # of another parameter: a step refuses it by name
-    return _to_blocks(value, param, dtype) if dtype in IN_8_BITS else value.to(dtype)
 
 
 def _is_dense(param: torch.Tensor) -> bool:
@@ -314,14 +315,22 @@ class Optimizer(torch.optim.Optimizer):
     _own: ClassVar[tuple[str, ...]]
     _others: ClassVar[Mapping[str, Any]]
     _never_negative: ClassVar[frozenset[str]]
+    #: What PyTorch's class has among its defaults beside its arguments.
+    _fixed: ClassVar[Mapping[str, Any]]
     _signature: ClassVar[inspect.Signature]
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        bound = self._signature.bind(params, *args, **kwargs)
+        others = {k: v for k, v in kwargs.items() if self._fixed.get(k) is not v}
+        bound = self._signature.bind(params, *args, **others)
         bound.apply_defaults()
         _, *given = bound.arguments.items()
         options = dict(given)
-        self._own_defaults = {name: options[name] for name in self._own}
+        # Defaults are for the groups alone: hosts make PyTorch's class of what stands here.
+        self._own_defaults = {
+            name: options[name]
+            for name in self._own
+            if _value(options[name]) != self._signature.parameters[name].default
+        }
         if _in_torch(self._class.__name__) is None:
             super().__init__(params, options)
         else:
@@ -335,6 +344,8 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self.__dict__.pop("_own_defaults", {}))
         super().add_param_group(param_group)
+        for name in self._own:
+            self.param_groups[-1].setdefault(name, self._signature.parameters[name].default)
         try:
             self._native_group(len(self.param_groups) - 1)
         except BaseException:
@@ -406,25 +417,6 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(
                     f"state_dtype is int8, which {self._name(param)} of float64 does not take"
                 )
-
-    def _check_signs(
-        self, params: Iterable[torch.Tensor], states: Iterable[Mapping[str, Any]], state_dtype: Any
-    ) -> None:
-        """Raise where 8 bits without a sign would be made of negative numbers."""
-        if _state_dtype(state_dtype) != torch.int8:
-            return
-        names = STATE_NAMES.get(self._class.__name__, {})
-        kinds = {kind for rule in self._class.rules for kind in CORE_RULES[rule].never_negative}
-        unsigned = {names.get(kind, kind) for kind in kinds}
-        for param, state in zip(params, states, strict=False):
-            for name in unsigned & state.keys():
-                value = state[name]
-                is_number = isinstance(value, torch.Tensor) and value.is_floating_point()
-                if is_number and bool((value < 0).any()):
-                    raise ValueError(
-                        f"the state {name!r} of {self._name(param)} holds negative numbers, "
-                        "which its 8 bits cannot"
-                    )
 
     def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         group = self.param_groups[index]
@@ -529,90 +521,224 @@ class Optimizer(torch.optim.Optimizer):
                     return f"{place}params[{i}] ({name}shape {tuple(param.shape)})"
         return f"a tensor of shape {tuple(param.shape)}"
 
+    def state_dict(self) -> dict[str, Any]:
+        """As PyTorch's, of tensors, numbers and strings, which distributed checkpoints take."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if isinstance(group["state_dtype"], torch.dtype):
+                group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
+        for key, state in saved["state"].items():
+            if "axes" in state:
+                table = torch.tensor(state["axes"], dtype=torch.int64).reshape(-1, 2)
+                saved["state"][key] = {**state, "axes": table}
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict()` was taken, of this class or of PyTorch's.
+        """Resume where `state_dict()` was taken, of this class or of PyTorch's, or change nothing.
 
         The options of the groups come with it; where it is of PyTorch's, `state_dtype`, `rounding`
-        and `rounding_seed` stay. States become of that dtype, or of their parameter's. Those in
-        8 bits stay what they are, unless the axes of their parameter lie in another order.
+        and `rounding_seed` stay. States are copied, and become of that dtype, or of their
+        parameter's. Those in 8 bits stay what they are, unless the axes of their parameter lie in
+        another order. Where the optimizer and the checkpoint have names of the parameters
+        (`named_parameters()`), these tell which state is whose.
 
         Raises:
-            TypeError, ValueError: states would be in 8 bits beside a parameter of float64, or lose
-                a sign. Nothing has changed then.
+            TypeError, ValueError: options, names, states, shapes or counts are not those of this
+                class and these parameters, or states would be in 8 bits beside a parameter of
+                float64, or lose a sign.
         """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        groups: Any = state_dict.get("param_groups")
+        states: Any = state_dict.get("state")
+        is_whole = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
+        if not (is_whole and all(isinstance(g, Mapping) and "params" in g for g in groups)):
+            raise ValueError(
+                "the state dict must have a dict 'state' and a list 'param_groups' of dicts with "
+                f"'params', got {list(state_dict)}"
+            )
+        # All is made and checked in a twin, and taken over when nothing can be wrong any more.
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__ | {"state": defaultdict(dict), "_known_settings": {}}
+        ids = self._ids(groups)
+        twin.param_groups = [self._loaded(g, new) for g, new in enumerate(groups)]
+        twin._load_states(ids, states)
+        self.__setstate__({"state": twin.state, "param_groups": twin.param_groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
-        def keep(_: Any, state_dict: dict[str, Any]) -> None:
-            ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-            self._as_saved = [state_dict["state"].get(i, {}) for i in ids]
-            for group, new in zip(self.param_groups, state_dict["param_groups"], strict=False):
-                state_dtype = new.get("state_dtype", group["state_dtype"])
-                self._check_fits_8_bits(group["params"], state_dtype)
-                states = [state_dict["state"].get(i, {}) for i in new["params"]]
-                self._check_signs(group["params"], states, state_dtype)
+    def _ids(self, groups: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+        """What stands for each parameter here in the groups of a checkpoint."""
+        sizes = [[len(its["params"]) for its in these] for these in (self.param_groups, groups)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                "the state dict must have as many parameters in each group as the optimizer, "
+                f"{sizes[0]}, got {sizes[1]}"
+            )
+        ids = [list(group["params"]) for group in groups]
+        ours = [group.get("param_names", ()) for group in self.param_groups]
+        # PyTorch's distributed checkpoints have names for ids, and the order of the optimizer.
+        theirs = [
+            its if all(isinstance(one, str) for one in its) else group.get("param_names", ())
+            for its, group in zip(ids, groups, strict=True)
+        ]
+        if set(chain(*ours)).isdisjoint(chain(*theirs)):
+            return ids
+        for g, (wanted, found) in enumerate(zip(ours, theirs, strict=True)):
+            if sorted(wanted) != sorted(found):
+                raise ValueError(
+                    f"param_groups[{g}] of the state dict must have the parameters {wanted}, "
+                    f"got {found}: load them in groups of the same names, or without names"
+                )
+            ids[g] = [ids[g][found.index(name)] for name in wanted]
+        return ids
 
-        # The last hook, so that it sees what those before it have made of the states.
-        handle = self.register_load_state_dict_pre_hook(keep)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self.__dict__.pop("_as_saved", None)
+    def _loaded(self, g: int, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A group of a checkpoint, with the parameters of the group here."""
+        missing = [
+            name
+            for name, parameter in self._signature.parameters.items()
+            if name not in {*saved, *self._own, *HELD, *REFUSED}
+            and not (parameter.default is None or parameter.default is False)
+        ]
+        if missing:
+            raise ValueError(
+                f"the state dict is not of {type(self).__name__}: its param_groups[{g}] has no "
+                f"{missing[0]!r}, only {list(saved)}"
+            )
+        here = self.param_groups[g]
+        group = copy.deepcopy({name: saved[name] for name in saved if name != "params"})
+        group |= {name: here[name] for name in ("params", "param_names") if name in here}
+        self._complete(group, here)
+        return group
+
+    def _complete(self, group: dict[str, Any], before: Mapping[str, Any]) -> None:
+        """Give a group the options that checkpoints of PyTorch's, and old ones, do not have."""
+        for name, parameter in self._signature.parameters.items():
+            if name in HELD:
+                group.setdefault(name, before.get(name, parameter.default))
+            elif name in self._own or parameter.default is None or parameter.default is False:
+                group.setdefault(name, parameter.default)
+            if name in REFUSED:  # how PyTorch's class stepped is no part of where it was
+                group[name] = parameter.default
+        group |= self._fixed
+
+    def _load_states(self, ids: Sequence[Sequence[Any]], saved: Mapping[Any, Any]) -> None:
+        """Take copies of the states of a checkpoint that have these ids, which must fit."""
+        places, params, found = [], [], []
+        for g, group in enumerate(self.param_groups):
+            Optimizer._native_group(self, g)  # checks the options
+            for param, key in zip(group["params"], ids[g], strict=True):
+                its = saved.get(key, {})
+                if not isinstance(its, Mapping):
+                    raise ValueError(f"the state of {self._name(param)} must be a dict: {its!r}")
+                state = {name: value for name, value in its.items() if value is not None}
+                if not state:
+                    continue
+                if not _is_dense(param):
+                    raise ValueError(
+                        f"{self._name(param)} must be a dense floating-point tensor in the memory "
+                        "of the CPU to have the states of the state dict"
+                    )
+                places.append(g)
+                params.append(param)
+                found.append(state)
+        for g, param, state in zip(places, params, found, strict=True):
+            settings = self._settings(g)
+            wanted = [*settings.shapes(param.shape), *settings.progress]
+            for name in [*wanted, "step"] if settings.counts else wanted:
+                if name not in state:
+                    raise ValueError(
+                        f"the state dict is not of {type(self).__name__}: the state of "
+                        f"{self._name(param)} has no {name!r}, only {list(state)}"
+                    )
+        made = self._made(places, params)
+        for g, param, state, new in zip(places, params, found, made, strict=True):
+            self._fill(g, param, state, new)
+            self.state[param] = new
+        of_params = set(chain(*ids))
+        self.state |= copy.deepcopy({k: v for k, v in saved.items() if k not in of_params})
+
+    def _fill(
+        self, g: int, param: torch.Tensor, saved: Mapping[str, Any], new: dict[str, Any]
+    ) -> None:
+        """Copy a state of a checkpoint into a new one."""
+        shapes = self._settings(g).shapes(param.shape)
+        axes = _as_axes(saved.get("axes"))
+        for name, value in saved.items():
+            of = f"the state {name!r} of {self._name(param)} in the state dict"
+            if name in shapes:
+                self._copy_state(name, of, param, value, axes, shapes[name], new[name])
+            elif name in self._progress:
+                new[name] = float(value)
+                if not 0 <= new[name] < float("inf"):
+                    raise ValueError(f"{of} must be finite and at least 0, got {new[name]}")
+            elif name == "step":
+                new[name] = self._count_of(of, value)
+            elif name != "axes":  # of options that are off now
+                is_tensor = isinstance(value, torch.Tensor)
+                new[name] = value.detach().clone() if is_tensor else copy.deepcopy(value)
+        if "step" in new and "step" not in saved and self._class.__name__ in UNCOUNTED:
+            new["step"] = self._count(1.0)  # any but the first
+
+    def _copy_state(
+        self,
+        name: str,
+        of: str,
+        param: torch.Tensor,
+        value: Any,
+        axes: Any,
+        shape: tuple[int, ...],
+        new: torch.Tensor,
+    ) -> None:
+        """Copy a tensor of a checkpoint, whose axes are those beside 8 bits, into a new state."""
+        unsigned = name in self._never_negative
+        is_tensor = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        value = value.detach().cpu() if is_tensor else value
+        if is_tensor and value.dtype == IN_8_BITS[unsigned] and _is_in_blocks(value, param, axes):
+            if new.dtype == value.dtype and axes == _axes(param):
+                new.copy_(value)
+                return
+            value = _from_blocks(value.contiguous(), param, axes)
+        elif not (is_tensor and value.is_floating_point() and value.shape == shape):
+            got = f"{value.dtype} of {tuple(value.shape)}" if is_tensor else repr(value)
+            raise ValueError(
+                f"{of} must be a dense tensor of floating-point numbers and the shape {shape}, or "
+                f"torch.{'uint8' if unsigned else 'int8'} blocks of them, got {got}"
+            )
+        if new.dtype in IN_8_BITS:
+            if unsigned and bool((value < 0).any()):
+                raise ValueError(f"{of} holds negative numbers, which its 8 bits cannot")
+            value = _to_blocks(value, param, new.dtype)
+        new.copy_(value)
+
+    def _count_of(self, of: str, value: Any) -> torch.Tensor:
+        """A number of steps of a checkpoint, of any type that holds it."""
+        is_one = isinstance(value, (int, float)) or (
+            isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+        )
+        count = float(value) if is_one else -1.0
+        if not (0 <= count < 2**53 and count == int(count)):
+            raise ValueError(f"{of} must be one whole number, at least 0, got {value!r}")
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float64):
+            return value.detach().cpu().clone()
+        exact = self._count(count)
+        return exact if exact == count else exact.to(torch.float64).fill_(count)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups_before = self.__dict__.get("param_groups", [])
-        states = [
-            state["state"].get(param, {})
-            for group in state["param_groups"]
-            for param in group["params"]
-        ]
-        progress = [{k: float(one[k]) for k in self._progress if k in one} for one in states]
-        super().__setstate__(state)  # where PyTorch's classes make tensors of it, in float32
-        for one, numbers in zip(states, progress, strict=True):
-            one.update(numbers)
-        as_saved = iter(self.__dict__.get("_as_saved", states))
-        befores = chain(groups_before, repeat({}))
-        for group, before in zip(self.param_groups, befores, strict=False):
-            for name, parameter in self._signature.parameters.items():
-                if name in HELD:
-                    group.setdefault(name, before.get(name, parameter.default))
-                elif name in self._own:
-                    group.setdefault(name, parameter.default)
-                elif name in REFUSED:  # how PyTorch's class stepped is no part of where it was
-                    group[name] = parameter.default
-            for param in group["params"]:
-                held = _state_dtype(group["state_dtype"])
-                self._take_over(param, self.state.get(param, {}), next(as_saved), held)
-
-    def _take_over(
-        self,
-        param: torch.Tensor,
-        state: dict[str, Any],
-        saved: Mapping[str, Any],
-        dtype: torch.dtype | None,
-    ) -> None:
-        """Counts become tensors, and states are laid out as their parameter is."""
-        tensors = {k: v for k, v in state.items() if k != "step" and isinstance(v, torch.Tensor)}
-        axes = state.pop("axes", ())
-        for name, value in tensors.items():  # which PyTorch has brought to the parameter's dtype
-            before = saved.get(name, value).to(value.device)
-            if dtype or before.dtype in IN_8_BITS:
-                state[name] = _held(before, param, self._dtype_of(name, param, dtype), axes)
-            if state[name].dtype in IN_8_BITS:
-                is_kept = before.dtype in IN_8_BITS and not _is_in_blocks(before, param, axes)
-                state["axes"] = axes if is_kept else _axes(param)
-        narrow = NARROW.intersection([param.dtype, *(state[name].dtype for name in tensors)])
-        if state and narrow and self._class.__name__ in UNCOUNTED:
-            state.setdefault("step", self._count(1.0))  # any but the first
-        for name, value in state.items():
-            if name == "step" and not isinstance(value, torch.Tensor):
-                state[name] = self._count(float(value))
-            elif (
-                isinstance(value, torch.Tensor)
-                and name != "step"
-                and value.shape == param.shape
-                and value.stride() != param.stride()
-            ):
-                state[name] = _relaid(param, value)
+        # Not that of PyTorch's class, which makes tensors of numbers, in float32.
+        torch.optim.Optimizer.__setstate__(self, state)
+        self.__dict__.pop("_known_settings", None)
+        if "differentiable" not in self._signature.parameters:
+            self.defaults.pop("differentiable", None)
+        for group, before in zip(self.param_groups, chain(groups_before, repeat({}))):  # noqa: B905
+            self._complete(group, before)
+            for its in (self.state.get(param, {}) for param in group["params"]):
+                if isinstance(its.get("step"), (int, float)):
+                    its["step"] = self._count(its["step"])
 
 
 class _ScheduleFree(Optimizer):
@@ -629,6 +755,11 @@ class _ScheduleFree(Optimizer):
     def train(self) -> None:
         """Move the parameters back to where gradients are taken."""
         self._move(to_mean=False)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        # From the start: distributed checkpoints keep the options that they find.
+        self.param_groups[-1].setdefault("train_mode", True)
 
     def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         averaging.check_training(self.param_groups[index].get("train_mode", True))
@@ -713,6 +844,7 @@ def _optimizer(name: str) -> type[Optimizer]:
             "_options": options,
             "_progress": tuple(AS_IN_TORCH.get(cls, cls).progress),
             "_own": tuple(beside),
+            "_fixed": {"decoupled_weight_decay": True} if cls in DECOUPLED.values() else {},
             "_never_negative": frozenset(
                 names.get(state, state)
                 for rule in cls.rules
@@ -738,12 +870,35 @@ def __dir__() -> list[str]:
     return __all__
 
 
+def _check_not_averaged(optimizer: Optimizer) -> bool:
+    """Raise where DDP or FSDP own a parameter. False where there can be none yet.
+
+    A parameter does not show to whom it belongs, so the owners are looked for.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    owners = (torch.nn.parallel.DistributedDataParallel, FullyShardedDataParallel, FSDPModule)
+    params = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    for owner in gc.get_objects():
+        if issubclass(type(owner), owners) and any(id(p) in params for p in owner.parameters()):
+            raise ValueError(
+                f"step_in_backward would step before {type(owner).__name__} has averaged the "
+                "gradients, and the ranks would part: call step() of an optimizer after backward()"
+            )
+    return True
+
+
 class BackwardSteps:
     """What `step_in_backward` has set up: an optimizer that steps while gradients are formed."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         #: The optimizer: its `param_groups` are there for schedulers, its state for checkpoints.
         self.optimizer = optimizer
+        _check_not_averaged(optimizer)
+        self._is_checked = False
         optimizer._prepare()
         self._handles = [
             param.register_post_accumulate_grad_hook(self._hook(g, place))
@@ -756,6 +911,8 @@ class BackwardSteps:
         optimizer = self.optimizer
 
         def step_and_free(param: torch.Tensor) -> None:
+            if not self._is_checked:  # a module may have been wrapped since
+                self._is_checked = _check_not_averaged(optimizer)
             optimizer._step_one(group, place, param)
             param.grad = None
 
@@ -780,6 +937,9 @@ def step_in_backward(
     at once is not possible: clipping by the norm, `torch.amp.GradScaler`, and gradients accumulated
     over several calls of `backward()`. Hooks of the optimizer's `step()` do not run.
 
+    Not for parameters of `DistributedDataParallel` or FSDP, which average gradients after this step
+    would have been taken: these raise, here or in the first `backward()`.
+
     Args:
         model: a `torch.nn.Module`, or parameters or groups of them, as optimizers take.
         optimizer_class: a class of this module.
@@ -789,8 +949,8 @@ def step_in_backward(
         A handle: `optimizer`, for schedulers and checkpoints, and `remove()`.
 
     Raises:
-        ValueError: in `backward()`, what `step()` would raise. Parameters whose turn came before
-            have moved.
+        ValueError: DDP or FSDP own a parameter; in `backward()`, what `step()` would raise, where
+            parameters whose turn came before have moved.
 
     Example:
         >>> import torch, gradstep.torch

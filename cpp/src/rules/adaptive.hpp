@@ -274,29 +274,37 @@ struct ADOPTDecoupled : ADOPT<T> {
 //   z = z + g - sigma w
 //   n = n + g g
 //   w = 0 where |z| <= l1, else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2)
+// Where lr is 0, sigma is infinite, and z has no limit that a later step could go on from: all stays as it is.
 template <class T>
 struct FTRL {
   struct Hyper {
     double lr, beta, l1, l2;
   };
   static constexpr Spec spec{"ftrl",
-                             {{"lr", Range::positive},
+                             {{"lr", Range::non_negative},
                               {"beta", Range::non_negative},
                               {"l1", Range::non_negative},
                               {"l2", Range::non_negative}},
                              {"z", never_negative("n")}};
 
   T inverse, l1, steady;
+  Flag<T> rests;
 
-  FTRL(const Hyper& h, std::int64_t) : inverse(T(1 / h.lr)), l1(T(h.l1)), steady(T(h.beta * (1 / h.lr) + h.l2)) {}
+  FTRL(const Hyper& h, std::int64_t)
+      : inverse(T(1 / h.lr)),
+        l1(T(h.l1)),
+        steady(T(h.beta * (1 / h.lr) + h.l2)),
+        rests(static_cast<double>(inverse) == HUGE_VAL) {}
 
   void operator()(T& w, T g, T& z, T& n) const {
-    const T before = root(n);
-    n = n + g * g;
-    const T after = root(n);
-    z = z + (g - inverse * (after - before) * w);
-    const T beyond = z - clipped(z, l1);
-    w = beyond == 0 ? T(0) : -(beyond / (inverse * after + steady));
+    const T before = root(n), sum = n + g * g;
+    const T after = root(sum);
+    const T point = z + (g - inverse * (after - before) * w);
+    const T beyond = point - clipped(point, l1);
+    const T weight = beyond == 0 ? T(0) : -(beyond / (inverse * after + steady));
+    n = rests ? n : sum;
+    z = rests ? z : point;
+    w = rests ? w : weight;
   }
 };
 
