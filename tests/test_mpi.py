@@ -51,6 +51,11 @@ def test_the_bits_of_one_process(ranks):
     on_ranks(ranks, "same_bits")
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_parameters_of_the_caller_are_updated(ranks, tmp_path):
+    on_ranks(ranks, "in_place", tmp_path / "state")
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_states_in_bfloat16(ranks, tmp_path):
     pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
@@ -174,6 +179,29 @@ def test_a_damaged_part(tmp_path, damage):
         plain.load(tmp_path / "state")
     assert plain.t == 0
     assert not plain.params["a"].any()
+
+
+def test_one_rank_trains_as_without_mpi():
+    """It stops after the same epoch, with the same bits, and asks the schedule as often."""
+    code = """
+import numpy as np, gradstep as gs
+from gradstep.mpi import MPI, Sharded
+rng = np.random.default_rng(0)
+x = rng.normal(size=(300, 200)).astype(np.float32)
+data = x, (x @ rng.normal(size=200)).astype(np.float32)
+f = gs.losses.linear(gs.losses.least_squares)
+def train(make, tol, **options):
+    asked, w = [], np.zeros(200, np.float32)
+    opt = make(w, lr=lambda t: asked.append(t) or 1e-3)
+    history = gs.train(opt, f, data, epochs=9, tol=tol, seed=0, **options)
+    assert asked == list(range(history.steps))
+    return history["grad_norm"], history.reason, w.tolist()
+shared = lambda w, **options: Sharded(gs.SGD, w, comm=MPI.COMM_SELF, **options)
+for tol in train(gs.SGD, None)[0]:
+    assert train(gs.SGD, tol) == train(shared, tol, comm=MPI.COMM_SELF)
+print("done")
+"""
+    assert python(code) == "done\n"
 
 
 @pytest.mark.parametrize(
