@@ -399,6 +399,13 @@ def test_every_class_asks_a_schedule_once_per_step():
         assert asked == [0, 1, 2], cls.__name__
 
 
+def test_nested_params_are_named():
+    for params, name in (({"l1": {"w": np.ones(2)}}, r"\['l1'\]"), ([{"w": np.ones(2)}], r"\[0\]")):
+        message = f"params{name} is a dict, and nested structures are not supported"
+        with pytest.raises(TypeError, match=message):
+            gs.Adam(params)
+
+
 def test_lr_can_be_set_between_steps():
     opt = gs.SGD(np.zeros(1), lr=0.5)
     opt.step(np.ones(1))
