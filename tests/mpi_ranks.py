@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import signal
 import sys
@@ -76,7 +77,7 @@ def same_bits() -> None:
             start = numbers(SIZE, dtype, 99)
             arguments = {**needed(cls), "lr": 0.01}
             overlap = dtype is np.float32
-            opt = Sharded(cls, tree(start), comm=COMM, overlap=overlap, **arguments)
+            opt = Sharded(cls, tree(start.copy()), comm=COMM, overlap=overlap, **arguments)
             assert len(opt._buckets) == (-(-SIZE // (8192 * RANKS)) if overlap and RANKS > 1 else 1)
             plain = cls(start, **arguments)
             for t, treatment in enumerate(TREATMENTS):
@@ -91,13 +92,52 @@ def same_bits() -> None:
                 assert_same_bits(flat(opt.params), start, cls.__name__)
 
 
+def in_place(path: str) -> None:
+    """The arrays of the caller are updated, and what he writes there between steps counts."""
+    mpi.BUCKET = 8192
+    for size, overlap in ((SIZE, True), (SIZE, False), (3, False), (0, True)):
+        start = numbers(size, np.float32, 99)
+        one = np.where(RANK == 0, start, np.float32(7))  # all begin with the numbers of rank 0
+        arena = gs.flatten({"a": start[:2], "b": start[2:]})
+        several = [start[: size // 3].copy(), start[size // 3 :].copy()]
+        for params in (one, arena.flat, several):
+            expected = start.copy()
+            plain = CLASS(expected, lr=0.01)
+            opt = Sharded(CLASS, params, comm=COMM, overlap=overlap, lr=0.01)
+            leaves, grads = (
+                tree if isinstance(tree, list) else [tree] for tree in (params, opt.grads)
+            )
+            assert_same_bits(np.concatenate(leaves), expected)
+            for t in range(4):
+                own, total = gradients(t, np.float32, size)
+                for view, g in zip(grads, np.split(own, [len(leaves[0])]), strict=False):
+                    view[...] = g
+                opt.step(opt.grads)
+                plain.step(total, grad_scale=1 / RANKS)
+                assert_same_bits(np.concatenate(leaves), expected)
+                if t == 1:  # by hand
+                    for array in (*leaves, expected):
+                        array *= np.float32(0.5)
+            for act in (opt.eval, opt.train):
+                act()
+                getattr(plain, act.__name__)()
+                assert_same_bits(np.concatenate(leaves), expected)
+            opt.save(path)
+            for array in leaves:
+                array.fill(9)
+            opt.load(path)
+            assert_same_bits(np.concatenate(leaves), expected)
+            assert opt.params is params or all(map(operator.is_, opt.params, params))
+    assert_same_bits(arena.views["b"], arena.flat[2:])
+
+
 def rounded_by_chance(path: str) -> None:
     """Each element by the chance that it has in one process; and saved and loaded so."""
     mpi.BUCKET = 8192
     for overlap in (False, True):
         start = numbers(SIZE, np.float32, 3)
         arguments = {"lr": 0.01, "state_dtype": "bfloat16", "rounding_seed": 5}
-        opt = Sharded(gs.Adam, start, comm=COMM, overlap=overlap, **arguments)
+        opt = Sharded(gs.Adam, start.copy(), comm=COMM, overlap=overlap, **arguments)
         plain = gs.Adam(start, **arguments)
         for t in range(3):
             own, total = gradients(t, np.float32)
@@ -119,7 +159,7 @@ def schedules_and_own_memory() -> None:
     """A schedule, gradients written in place, weights, zero_grad: and what was given stays."""
     start = numbers(SIZE, np.float64, 5)
     schedule = gs.schedules.cosine(0.1, total_steps=5)
-    opt = Sharded(gs.Adam, tree(start), comm=COMM, lr=schedule)
+    opt = Sharded(gs.Adam, tree(start.copy()), comm=COMM, lr=schedule)
     plain = gs.Adam(start, lr=schedule)
     weight = [0, 3, 1, 4][RANK] if RANKS > 1 else 2
     weights = [0, 3, 1, 4][:RANKS] if RANKS > 1 else [2]
@@ -154,7 +194,7 @@ def ten_million() -> None:
     size = 10_000_000
     own, total = (np.resize(g, size) for g in gradients(0, np.float32, 1009))
     start = np.resize(numbers(1013, np.float32, 1), size)
-    opt = Sharded(gs.Adam, start, comm=COMM, overlap=True, lr=0.1)
+    opt = Sharded(gs.Adam, start.copy(), comm=COMM, overlap=True, lr=0.1)
     held = sum(array.nbytes for arrays in opt.state.values() for array in arrays)
     assert held == pytest.approx(2 * start.nbytes / RANKS, rel=0.01)
     assert opt.step(own, clip_norm=1.0).clipped
@@ -305,7 +345,7 @@ CLASS = gs.ScheduleFreeAdamW
 def saved_run(path: str):
     mpi.BUCKET = 8192
     start = numbers(SIZE, np.float32, 3)
-    opt = Sharded(CLASS, tree(start), comm=COMM, overlap="bucket" in path, lr=0.1)
+    opt = Sharded(CLASS, tree(start.copy()), comm=COMM, overlap="bucket" in path, lr=0.1)
     plain = CLASS(tree(start.copy()), lr=0.1)
     own, total = gradients(1, np.float32)
     for _ in range(3):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import _files
 from gradstep.cli import main
 from gradstep.compare_ranks import find_mpiexec
 from gradstep.datasets import UsageError
@@ -50,6 +51,11 @@ def on_ranks(ranks: int, function: str, *arguments: object, fails: bool = False)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_bits_of_one_process(ranks):
     on_ranks(ranks, "same_bits")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_parameters_of_the_caller_are_updated(ranks, tmp_path):
+    on_ranks(ranks, "in_place", tmp_path / "state")
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -175,6 +181,87 @@ def test_a_damaged_part(tmp_path, damage):
         plain.load(tmp_path / "state")
     assert plain.t == 0
     assert not plain.params["a"].any()
+
+
+def test_one_rank_trains_as_without_mpi():
+    """It stops after the same epoch, with the same bits, and asks the schedule as often."""
+    code = """
+import numpy as np, gradstep as gs
+from gradstep.mpi import MPI, Sharded
+rng = np.random.default_rng(0)
+x = rng.normal(size=(300, 200)).astype(np.float32)
+data = x, (x @ rng.normal(size=200)).astype(np.float32)
+f = gs.losses.linear(gs.losses.least_squares)
+def train(make, tol, **options):
+    asked, w = [], np.zeros(200, np.float32)
+    opt = make(w, lr=lambda t: asked.append(t) or 1e-3)
+    history = gs.train(opt, f, data, epochs=9, tol=tol, seed=0, **options)
+    assert asked == list(range(history.steps))
+    return history["grad_norm"], history.reason, w.tolist()
+shared = lambda w, **options: Sharded(gs.SGD, w, comm=MPI.COMM_SELF, **options)
+for tol in train(gs.SGD, None)[0]:
+    assert train(gs.SGD, tol) == train(shared, tol, comm=MPI.COMM_SELF)
+print("done")
+"""
+    assert python(code) == "done\n"
+
+
+def test_hostile_files(tmp_path):
+    """Those of ranks and plain ones load whole, or raise and change nothing."""
+    code = f"""
+from pathlib import Path
+import numpy as np, gradstep as gs
+from gradstep.mpi import MPI, Sharded, _vectors
+from test_hostile_states import fuzz_files, run, stepped
+class Named(Sharded):
+    "Has what the fuzzer looks at."
+    _plan = property(lambda self: self._shards[0]._plan)
+    def _named_arrays(self, with_params):
+        shard, sizes = self._shards[0], [p.size for p in self._params]
+        named = {{"counter " + name: array for name, array in shard._counters().items()}}
+        for kind, vector in _vectors(shard).items():
+            parts = np.split(vector, np.cumsum(sizes)[:-1])
+            arrays = [part.reshape(p.shape) for part, p in zip(parts, self._params)]
+            arrays = self._params if kind == "params" else arrays
+            named |= {{kind + s: a for s, a in zip(self._structure.suffixes, arrays)}}
+        return named
+for cls in (gs.Adam, gs.ScheduleFreeSGD):
+    for name, save in {{
+        "ranks": Sharded.save,
+        "plain": lambda opt, path: stepped(cls).save(path),
+    }}.items():
+        folder = Path({str(tmp_path)!r}) / (cls.__name__ + name)
+        folder.mkdir()
+        make = lambda: stepped(lambda params: Named(cls, params, comm=MPI.COMM_SELF))
+        print(0 < run(fuzz_files(folder, 4, make, save), 60) < 60)
+"""
+    assert python(code) == "True\n" * 4
+
+
+def test_a_plain_file_that_lacks_a_state(tmp_path):
+    """Nothing may be left as memory happens to be."""
+    path = tmp_path / "state"
+    opt = gs.Adam([np.ones(3), np.ones(2)])
+    arrays = opt._named_arrays(with_params=True)
+    meta = {**opt._meta(), "params": "a sequence"}
+    code = f"""
+import numpy as np
+import gradstep as gs
+from gradstep.mpi import MPI, Sharded
+opt = Sharded(gs.Adam, [np.ones(3), np.ones(2)], comm=MPI.COMM_SELF)
+try:
+    opt.load({str(path)!r})
+except ValueError as error:
+    print(error)
+"""
+    for broken, message in (
+        (np.ones(1), "state m[1] has the shape (1,), not (2,)"),
+        (np.ones(2, np.float32), "its state m are float32, here they are float64"),
+        (None, "the state does not fit: missing ['state m[1]'], unknown []"),
+    ):
+        changed = arrays | {"state m[1]": broken}
+        _files.write(path, meta, {k: a for k, a in changed.items() if a is not None})
+        assert python(code) == f"{path} does not fit: {message}\n"
 
 
 @pytest.mark.parametrize(

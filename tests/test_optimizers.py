@@ -390,6 +390,23 @@ def test_schedules_are_asked_for_the_step_from_zero():
     assert opt.hyperparameters["lr"] is None
 
 
+def test_every_class_asks_a_schedule_once_per_step():
+    for cls in CLASSES:
+        asked = []
+        w = np.ones((2, 2))
+        opt = cls(w, **{**needed(cls), "lr": lambda t: asked.append(t) or 0.1})  # noqa: B023
+        for t in range(3):
+            opt.step(as_taken(cls, w * 0.5), **beside(opt, w * 0.5, t))
+        assert asked == [0, 1, 2], cls.__name__
+
+
+def test_nested_params_are_named():
+    for params, name in (({"l1": {"w": np.ones(2)}}, r"\['l1'\]"), ([{"w": np.ones(2)}], r"\[0\]")):
+        message = f"params{name} is a dict, and nested structures are not supported"
+        with pytest.raises(TypeError, match=message):
+            gs.Adam(params)
+
+
 def test_lr_can_be_set_between_steps():
     opt = gs.SGD(np.zeros(1), lr=0.5)
     opt.step(np.ones(1))

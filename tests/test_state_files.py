@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import _files
 from oracle import NO_ARRAY
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs signals and modes of POSIX")
@@ -138,6 +139,104 @@ def test_every_flipped_byte_is_found_or_harmless(saved):
         for array, kept in zip(opt._arrays(), wanted_now, strict=True):
             np.testing.assert_array_equal(array, kept)
     assert found > len(data) // 7 // 2
+
+
+def shared(path, opt, spans, shapes=None, dtypes=None):
+    """What two processes saved, with this header: of one array and Adam."""
+    token = "0123456789abcdef"
+    vectors = {"params": opt.params, **{f"state {n}": a for n, a in opt.state.items()}}
+    for number, own in enumerate([[(0, 3)], [(3, opt.params.size)]]):
+        parts = {k: {a: v[a:b] for a, b in own} for k, v in vectors.items()}
+        _files.write_shard(path, token, number, parts)
+    known = {k: str(v.dtype) for k, v in vectors.items()}
+    shards = _files.Shards(token, spans, shapes or {"": opt.params.shape}, dtypes or known)
+    _files.write(path, {**opt._meta(), "params": "an array", **shards.meta()}, {})
+
+
+def test_headers_of_several_processes_that_do_not_fit(tmp_path):
+    path = tmp_path / "state"
+    opt = gs.Adam(np.arange(5.0))
+    opt.step(np.ones(5))
+    spans, names = [[(0, 3)], [(3, 5)]], ("params", "state m", "state v")
+    shared(path, opt, spans)
+    again = gs.Adam(np.zeros(5))
+    again.load(path)
+    assert again.params.tobytes() == opt.params.tobytes()
+    for changes, message in (
+        ({"spans": [[], []]}, "spans with gaps"),
+        ({"spans": [[(0, 3)], [(4, 5)]]}, "spans with gaps"),
+        ({"spans": [[(0, 3)], [(2, 5)]]}, "spans with gaps"),
+        ({"spans": [[(0, 3)], [(3, 6)]]}, "spans with gaps"),
+        ({"spans": [[(0, 3)], [(3, 3), (3, 5)]]}, "an empty span"),
+        ({"spans": [[(0, 3)], [("3", 5)]]}, "damaged: spans"),
+        ({"spans": 7}, "damaged: spans"),
+        ({"shapes": {"": 5}}, "damaged: shapes"),
+        ({"shapes": {"": (-5,)}}, "damaged: shapes"),
+        ({"spans": [[(0, 3)], [(3, 2**53)]], "shapes": {"": (2**53,)}}, "bytes, not the "),
+        ({"dtypes": dict.fromkeys(names, "object")}, "the dtype of params"),
+        ({"dtypes": {"params": "float64"}}, "is not the part of"),
+        ({"dtypes": dict.fromkeys((*names, "state x"), "float64")}, "is not the part of"),
+        ({"dtypes": dict.fromkeys(names, "float32")}, "is not the part of"),
+    ):
+        shared(path, opt, **{"spans": spans, **changes})
+        with pytest.raises(ValueError, match=re.escape(message)):
+            again.load(path)
+        assert again.params.tobytes() == opt.params.tobytes()
+
+
+def test_loading_does_not_ask_numpy_what_is_an_error(tmp_path):
+    """A conversion that underflows, and a signalling NaN, with warnings as errors: loaded whole."""
+    wide = gs.Adam([np.full(3, 1e-300), np.full(3, 1e300)])
+    wide.step([np.full(3, 1e-300), np.ones(3)])
+    wide.state["m"][1][0] = np.array([0x7FF4000000000001], np.uint64).view(np.float64)[0]
+    wide.save(tmp_path / "state")
+    for how in ("file", "dict"):
+        narrow = gs.Adam([np.ones(3, np.float32), np.ones(3, np.float32)], state_dtype="float16")
+        copies = gs.SGD(np.full(3, 1e-30, np.float32))
+        with np.errstate(all="raise"):
+            if how == "file":
+                narrow.load(tmp_path / "state", convert=True)
+                assert narrow.params[0].tolist() == [0, 0, 0]
+            else:
+                narrow.load_state_dict(wide.state_dict(), convert=True)
+            copies = gs.SGD(copies.params, copy_to=np.ones(3, np.float16))
+            copies.load_state_dict(copies.state_dict())
+        assert narrow.t == 1
+        assert narrow.state["m"][0].tolist() == [0, 0, 0]
+        assert np.isnan(narrow.state["m"][1][0])
+
+
+def test_moving_the_parameters_does_not_ask_numpy_what_is_an_error():
+    small = np.linspace(1e-39, 3e-37, 99, dtype=np.float32)
+    for make, act in ((gs.ScheduleFreeSGD, "eval"), (gs.Nesterov, "settle")):
+        opt, plain = (make([small.copy(), small.copy()], 0.5) for _ in "ab")
+        for one in (opt, plain, opt, plain, opt, plain):
+            one.step([small, small])
+        with np.errstate(all="raise"):
+            getattr(opt, act)()
+        getattr(plain, act)()
+        for a, b in zip(opt._arrays(), plain._arrays(), strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_state_dict_is_copied():
+    first, *others = (gs.Adam(np.ones(3)) for _ in range(3))
+    first.step(np.ones(3))
+    state = first.state_dict()
+    for other in others:
+        other.load_state_dict(state)
+        other.step(np.ones(3))
+    for other in others:
+        assert other.state["m"].tobytes() == others[0].state["m"].tobytes()
+        assert other.state["m"][0] != first.state["m"][0] == state["state"]["m"][0]
+
+
+def test_a_table_of_rows_neither_seen_nor_not():
+    opt = gs.SAG(np.ones(2), lr=0.1, rows=3)
+    state = opt.state_dict()
+    state["counters"]["seen"].view(np.uint8)[:] = 2
+    with pytest.raises(ValueError, match="counter seen must be True or False everywhere"):
+        opt.load_state_dict(state)
 
 
 def test_files_that_are_something_else(tmp_path):

@@ -201,7 +201,11 @@ def test_clipping():
     history = train(gs.SGD(w, lr=1.0), f, (x, y), epochs=3, clip_norm=2.0, clip_value=1.5)
     assert w == 4.5
     assert history["grad_norm"] == [100.0, 98.5, 97.0]
-    for options, error in (({"clip_norm": -1.0}, ValueError), ({"clip_value": "x"}, TypeError)):
+    for options, error in (
+        ({"clip_norm": -1.0}, ValueError),
+        ({"clip_norm": 0.0}, ValueError),
+        ({"clip_value": "x"}, TypeError),
+    ):
         with pytest.raises(error, match=f"{next(iter(options))} must be"):
             train(gs.SGD(w, lr=1.0), f, (x, y), epochs=3, **options)
     assert w == 4.5
@@ -268,6 +272,14 @@ def test_a_partial_epoch_is_measured_over_its_own_steps():
         adam(), linear_regression, (X[:10], Y[:10]), batch_size=5, epochs=1, shuffle=False
     )
     assert part["loss"] == first["loss"] != whole["loss"]
+
+
+def test_a_schedule_is_asked_once_per_step():
+    asked = []
+    opt = gs.ScheduleFreeSGD(np.zeros(4), lr=lambda t: asked.append(t) or 0.1 / (1 + t))
+    history = train(opt, linear_regression, DATA, batch_size=5, epochs=2)
+    assert asked == list(range(history.steps))
+    assert history["lr"] == [0.1 / history.steps * 2, 0.1 / history.steps]
 
 
 def test_tolerance():

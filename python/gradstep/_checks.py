@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,12 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict, got {value!r}")
+    return value
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:
@@ -138,3 +144,5 @@ def array_like(name: str, value: Any, target: NDArray[Any], convert: bool = Fals
             f"{name} is {value.dtype} of shape {value.shape}, "
             f"not {target.dtype} of shape {target.shape}"
         )
+    if value.dtype == np.bool_ and (value.view(np.uint8) > 1).any():
+        raise ValueError(f"{name} must be True or False everywhere, got other bytes")

@@ -13,7 +13,10 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +29,10 @@ Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 FORMAT = "gradstep state 1"
+#: What the names of arrays begin with that are not one per parameter.
+COUNTER = "counter "
+#: What the names of the parts of one state have in common.
+TOKEN = "[0-9a-f]{16}"
 #: From where, and up to where.
 Span = tuple[int, int]
 
@@ -70,12 +77,8 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
     _sync_directory(target.parent)
 
 
-def shards_meta(
-    token: str,
-    spans: Sequence[Sequence[Span]],
-    shapes: Mapping[str, tuple[int, ...]],
-    dtypes: Mapping[str, str],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Shards:
     """What a header says of files that each hold a part.
 
     Args:
@@ -84,7 +87,72 @@ def shards_meta(
         shapes: of the arrays, by what comes after the name of their kind.
         dtypes: of the kinds.
     """
-    return {"shards": {"token": token, "spans": spans, "shapes": shapes, "dtypes": dtypes}}
+
+    token: str
+    spans: Sequence[Sequence[Span]]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The elements of each array."""
+        return [math.prod(shape) for shape in self.shapes.values()]
+
+    def meta(self) -> dict[str, Any]:
+        """The entry of a header."""
+        return {"shards": asdict(self)}
+
+    def check_files(self, path: PathLike) -> None:
+        """Raise unless the files are as large as they must be to hold what the header says."""
+        items = sum(np.dtype(check.float_dtype(*pair)).itemsize for pair in self.dtypes.items())
+        for number, spans in enumerate(self.spans):
+            file = _shard_path(path, self.token, number)
+            size, least = file.stat().st_size, items * sum(end - begin for begin, end in spans)
+            if size < least:
+                raise ValueError(
+                    f"{file} is damaged: it has {size} bytes, not the {least} of its part"
+                )
+
+
+def checked_shards(given: Any, others: Sequence[str]) -> Shards:
+    """The entry of a header, if each element has its place in one file.
+
+    Args:
+        given: the entry.
+        others: the names of the arrays beside it, which must be in no part.
+    """
+
+    def expect(fits: object, what: str) -> None:
+        if not fits:
+            raise ValueError(f"the header of its parts is damaged: {what}")
+
+    def is_size(x: Any) -> bool:
+        return type(x) is int and 0 <= x <= check.MAX_INTEGER
+
+    expect(isinstance(given, dict) and given.keys() == Shards.__annotations__.keys(), "keys")
+    token, spans, shapes, dtypes = (given[name] for name in Shards.__annotations__)
+    expect(isinstance(token, str) and re.fullmatch(TOKEN, token), "token")
+    expect(isinstance(shapes, dict) and shapes, "shapes")
+    for shape in shapes.values():
+        expect(isinstance(shape, list) and all(map(is_size, shape)), "shapes")
+    expect(isinstance(dtypes, dict) and "params" in dtypes, "dtypes")
+    for kind, dtype in dtypes.items():
+        expect(isinstance(dtype, str) and dtype in check.FLOATS, f"the dtype of {kind}")
+    expect(isinstance(spans, list) and all(isinstance(part, list) for part in spans), "spans")
+    for span in chain(*spans):
+        expect(isinstance(span, list) and len(span) == 2 and all(map(is_size, span)), "spans")
+        expect(span[0] < span[1], "an empty span")
+    shards = Shards(
+        token,
+        [[(begin, end) for begin, end in part] for part in spans],
+        {suffix: tuple(shape) for suffix, shape in shapes.items()},
+        dtypes,
+    )
+    size = sum(shards.sizes)
+    ends = [(0, 0), *sorted(chain(*shards.spans)), (size, size)]
+    expect(all(end == begin for (_, end), (begin, _) in pairwise(ends)), "spans with gaps")
+    expect(all(name.startswith(COUNTER) for name in others), f"arrays beside them: {others}")
+    return shards
 
 
 def write_shard(
@@ -95,7 +163,7 @@ def write_shard(
     write(_shard_path(path, token, number), {}, arrays)
 
 
-def remove_shards(path: PathLike, keep: str | None, drop: str = "[0-9a-f]{16}") -> None:
+def remove_shards(path: PathLike, keep: str | None, drop: str = TOKEN) -> None:
     """Remove the parts of states that are no more, or have not come to be."""
     target = Path(os.path.realpath(path))
     name = re.compile(re.escape(target.name) + rf"\.({drop})\.[0-9]+")
@@ -106,18 +174,23 @@ def remove_shards(path: PathLike, keep: str | None, drop: str = "[0-9a-f]{16}") 
 
 
 def read_parts(
-    path: PathLike, shards: Mapping[str, Any], wanted: Sequence[Span]
+    path: PathLike, shards: Shards, wanted: Sequence[Span]
 ) -> Iterator[tuple[str, int, Array]]:
     """The parts that overlap `wanted`: the kind, the first element, and the vector."""
-    for number, spans in enumerate(shards["spans"]):
+    for number, spans in enumerate(shards.spans):
         if not any(a < end and begin < b for a, b in spans for begin, end in wanted):
             continue
-        file = _shard_path(path, shards["token"], number)
-        sizes = {str(begin): end - begin for begin, end in spans}
-        for name, part in _read_one(file)[1].items():
+        file = _shard_path(path, shards.token, number)
+        parts = _read_one(file)[1]
+        expected = {
+            f"{kind}@{begin}": (dtype, (end - begin,))
+            for kind, dtype in shards.dtypes.items()
+            for begin, end in spans
+        }
+        if {name: (str(part.dtype), part.shape) for name, part in parts.items()} != expected:
+            raise ValueError(f"{file} is not the part of {os.fspath(path)} that it should be")
+        for name, part in parts.items():
             kind, _, begin = name.rpartition("@")
-            if part.shape != (sizes.get(begin),) or str(part.dtype) != shards["dtypes"].get(kind):
-                raise ValueError(f"{file} is not the part of {os.fspath(path)} that it should be")
             yield kind, int(begin), part
 
 
@@ -133,45 +206,57 @@ def read(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
         OSError: the file cannot be opened, or one that it speaks of.
         ValueError: it is not a state file, or not whole.
     """
-    meta, arrays = _read_one(path)
-    shards = meta.pop("shards", None)
+    meta, shards, arrays = read_header(path)
     if shards is None:
         return meta, arrays
-    sizes = [math.prod(shape) for shape in shards["shapes"].values()]
-    size = sum(sizes)
+    shards.check_files(path)
+    size = sum(shards.sizes)
     whole = {
         kind: np.empty(size, check.float_dtype(kind, dtype))
-        for kind, dtype in shards["dtypes"].items()
+        for kind, dtype in shards.dtypes.items()
     }
     for kind, begin, part in read_parts(path, shards, [(0, size)]):
         whole[kind][begin : begin + part.size] = part
     for kind, vector in whole.items():
-        parts = np.split(vector, np.cumsum(sizes)[:-1])
-        for (suffix, shape), one in zip(shards["shapes"].items(), parts, strict=True):
+        parts = np.split(vector, np.cumsum(shards.sizes)[:-1])
+        for (suffix, shape), one in zip(shards.shapes.items(), parts, strict=True):
             arrays[kind + suffix] = one.reshape(shape)
     return meta, arrays
 
 
-def read_header(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The same, but where several processes saved, the arrays that are in no part.
-
-    The header then has "shards", for `read_parts`.
-    """
-    return _read_one(path)
+def read_header(path: PathLike) -> tuple[dict[str, Any], Shards | None, dict[str, Array]]:
+    """The same, but where several processes saved, what it says of them, and what is in no part."""
+    meta, arrays = _read_one(path)
+    if "shards" not in meta:
+        return meta, None, arrays
+    try:
+        return meta, checked_shards(meta.pop("shards"), [*arrays]), arrays
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
 def _read_one(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
     with Path(path).open("rb") as file:
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                meta = json.loads(archive["meta"].tobytes())
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                    raise ValueError("it is compressed")
+                if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+                    raise ValueError("it is shorter than its members")
+                meta = json.loads(_member(archive, "meta").tobytes())
                 known = meta["format"] == FORMAT
-                names = meta.pop("arrays") if known else ()
-                arrays = {name: archive[f"array_{i}"] for i, name in enumerate(names)}
+                arrays = {}
+                for i, name in enumerate(meta.pop("arrays") if known else ()):
+                    if not isinstance(name, str) or name in arrays:
+                        raise ValueError(f"the name {name!r} of an array")
+                    arrays[name] = _member(archive, f"array_{i}")
                 for name in meta.pop("bfloat16", ()):
+                    if arrays[name].dtype != np.uint16:
+                        raise ValueError(f"{name} is not in bfloat16")
                     arrays[name] = arrays[name].view(check.float_dtype(name, "bfloat16"))
         # A damaged archive makes zipfile and NumPy raise almost anything, OSError, RuntimeError and
-        # MemoryError (of a shape that cannot be) among it.
+        # RecursionError among it.
         except Exception as error:
             raise ValueError(
                 f"{os.fspath(path)} is not a gradstep state file, or is damaged: "
@@ -180,6 +265,22 @@ def _read_one(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
     if not known:
         raise ValueError(f"{os.fspath(path)} has the format {meta['format']!r}, not {FORMAT!r}")
     return meta, arrays
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Array:
+    """An array of an archive. Memory is asked for only if the archive is as large as it says."""
+    with archive.open(f"{name}.npy") as member:
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[np.lib.format.read_magic(member)]
+        shape, _, dtype = read_header(member)
+        size = member.tell() + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size != archive.getinfo(f"{name}.npy").file_size:
+        raise ValueError(f"{name} is not as large as its shape {shape}")
+    with archive.open(f"{name}.npy") as member:
+        array: Array = np.lib.format.read_array(member, allow_pickle=False)
+    return array
 
 
 def _sync_directory(directory: Path) -> None:

@@ -104,7 +104,7 @@ class Arena:
             address: where they begin, modulo a page.
             multiple: of so many elements the memory is one; what is too much is in no array.
         """
-        self._structure, self._shapes, self._multiple = structure, shapes, multiple
+        self._structure, self._shapes = structure, shapes
         sizes = [math.prod(shape) for shape in shapes]
         size = sum(sizes)
         self._padded = zeros_at((size + -size % multiple,), dtype, address, ALIAS)
@@ -125,7 +125,7 @@ class Arena:
     def zeros_like(self) -> Arena:
         """Another arena of the same layout, filled with 0: for gradients."""
         beside = self._flat.ctypes.data + STAGGER // 2  # and beside the states
-        return Arena(self._structure, self._shapes, self._flat.dtype, beside, self._multiple)
+        return Arena(self._structure, self._shapes, self._flat.dtype, beside)
 
     def __repr__(self) -> str:
         return f"<Arena of {self._flat.size} {self._flat.dtype} in {len(self._shapes)} arrays>"
@@ -162,11 +162,11 @@ def flatten(arrays: Any) -> Arena:
         >>> params.views["bias"]
         array([-0.5, -0.5])
     """
-    return padded_arena(arrays, "arrays")
+    return arena_of(arrays, "arrays")
 
 
-def padded_arena(arrays: Any, noun: str, multiple: int = 1) -> Arena:
-    """What `flatten` does, in memory for a multiple of so many elements."""
+def arena_of(arrays: Any, noun: str) -> Arena:
+    """What `flatten` does; messages call the arrays by the noun."""
     structure = Structure(arrays, noun)
     given, leaves = structure.arrays(arrays, noun), structure.views(arrays, noun)
     for i, (suffix, leaf) in enumerate(zip(structure.suffixes, leaves, strict=True)):
@@ -182,7 +182,7 @@ def padded_arena(arrays: Any, noun: str, multiple: int = 1) -> Arena:
                 f"{noun}{suffix} is {leaf.dtype}, the first is {leaves[0].dtype}: "
                 "an arena has one dtype"
             )
-    arena = Arena(structure, [leaf.shape for leaf in leaves], leaves[0].dtype, multiple=multiple)
+    arena = Arena(structure, [leaf.shape for leaf in leaves], leaves[0].dtype)
     for view, leaf in zip(arena._arrays, leaves, strict=True):
         view[...] = leaf
     return arena

@@ -41,6 +41,12 @@ class Structure:
             if not self._keys:
                 raise ValueError(f"{noun} is empty: {tree!r}")
         self.suffixes = [""] if self._kind is None else [_label(key) for key in self._keys]
+        for key, suffix in zip(self._keys, self.suffixes, strict=False):
+            if isinstance(tree[key], dict):
+                raise TypeError(
+                    f"{noun}{suffix} is a dict, and nested structures are not supported: "
+                    "give one dict or list of all arrays"
+                )
         #: A list and a tuple are one kind: what fits one fits the other.
         self.kind = {None: "an array", dict: "a dict"}.get(self._kind, "a sequence")
         if len(set(self.suffixes)) < len(self.suffixes):

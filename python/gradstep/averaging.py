@@ -122,7 +122,7 @@ class ScheduleFree(Optimizer):
     def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
         check_training(bool(self._counter[-1]))
         total, largest = progress
-        lr = self.current_lr * min(1.0, (t + 1) / max(1, self._warmup_steps))
+        lr = self._next_lr() * min(1.0, (t + 1) / max(1, self._warmup_steps))
         of_step, of_rate = self._powers
         largest = max(largest, lr)
         weight = float(_core.power(t + 1.0, of_step) * _core.power(largest, of_rate))

@@ -303,7 +303,7 @@ def _numbers(row_weights: ArrayLike, rows: int) -> NDArray[np.float64]:
 
 def _check_weights(weights: Array, dtype: np.dtype[Any]) -> None:
     """Raise unless each weight and their sum are positive and finite in this dtype."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         rounded, total = weights.astype(dtype), weights.sum().astype(dtype)
     bad = np.flatnonzero(~(np.isfinite(rounded) & (rounded > 0)))
     if bad.size:

@@ -31,7 +31,8 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from types import TracebackType
@@ -42,10 +43,12 @@ from numpy.typing import NDArray
 
 from . import __version__, _core, _files
 from . import _checks as check
-from ._memory import padded_arena
+from ._memory import STAGGER, Arena, arena_of
+from ._structure import Structure
 from .optimizers import (
     Arrays,
     LearningRate,
+    Loaded,
     Optimizer,
     StepResult,
     _check_keys,
@@ -80,10 +83,15 @@ TIME_TO_TELL = 1.0
 class Sharded:
     """An optimizer whose states and updates are shared out among the ranks of a communicator.
 
-    The parameters are copied into one vector, of which each rank updates a part of the same size;
-    train with `params`, which are views of it. All ranks begin with the numbers of rank 0. Every
-    method that is not a property is called by all ranks together, with the same arguments but for
-    `grads` and `weight`.
+    The parameters are updated in place, as those of a plain optimizer are. They may be changed by
+    hand between steps, on all ranks alike. All ranks begin with the numbers of rank 0, which are
+    written to the arrays of the others. Every method that is not a property is called by all ranks
+    together, with the same arguments but for `grads` and `weight`.
+
+    Each rank updates a part of the same size of one vector. One array, such as the `flat` of
+    `gradstep.flatten`, is that vector itself. Several arrays are not next to each other in memory:
+    then the vector is a second copy of the parameters, and each step copies its rank's part of the
+    arrays there, and the updated vector back to the arrays.
 
     One rank has the bits of the plain optimizer on `gradstep.flatten(params).flat`. Any number of
     ranks has those of one rank that is given the sum of the gradients and `grad_scale` over the
@@ -136,7 +144,8 @@ class Sharded:
             _end_all_with_one()
         self._together(lambda: self._build(optimizer, params, overlap, arguments))
         check_alike(self._comm, self._description(overlap))
-        self._comm.Bcast(self._arena._padded)
+        self._comm.Bcast(self._vector)
+        self._copy_back()
 
     def _build(
         self,
@@ -157,31 +166,64 @@ class Sharded:
                 "arrays, which a state file keeps apart"
             )
         ranks, rank = self._comm.size, self._comm.rank
-        self._arena = padded_arena(params, "params", BLOCK * ranks if ranks > 1 else 1)
-        self._grad_arena = self._arena.zeros_like()
-        self._structure = self._arena._structure
-        vector, grads = self._arena._padded, self._grad_arena._padded
-        if vector.itemsize < 4:  # MPI has no sum of such numbers
-            raise TypeError(f"params must have dtype float32 or float64, got {vector.dtype}")
-        widest = BUCKET if check.flag("overlap", overlap) and ranks > 1 else vector.size
+        self._structure = Structure(params, "params")
+        self._given = list(self._structure.arrays(params, "params"))
+        self._params = self._structure.views(params, "params")
+        _core.check_params(self._params, "params", self._structure.suffixes)
+        if len(self._params) == 1:
+            self._vector = self._params[0].reshape(-1)  # contiguous, so it is the same memory
+            parts = [self._vector]
+        else:
+            arena = arena_of(params, "params")
+            self._vector, parts = arena.flat, [part.reshape(-1) for part in arena._arrays]
+        size, dtype = self._vector.size, self._vector.dtype
+        if dtype.itemsize < 4:  # MPI has no sum of such numbers
+            raise TypeError(f"params must have dtype float32 or float64, got {dtype}")
+        #: MPI sums parts of one size, so the vector of the gradients is longer than their number.
+        self._grad_arena = Arena(
+            self._structure,
+            [param.shape for param in self._params],
+            dtype,
+            self._vector.ctypes.data + STAGGER // 2,
+            BLOCK * ranks if ranks > 1 else 1,
+        )
+        grads = self._grad_arena._padded
+        widest = BUCKET if check.flag("overlap", overlap) and ranks > 1 else grads.size
         #: Each rank has a piece of each bucket, all of one size, rank after rank.
         self._buckets = [
-            slice(begin, min(begin + widest * ranks, vector.size))
-            for begin in range(0, max(vector.size, 1), max(widest * ranks, 1))
+            slice(begin, min(begin + widest * ranks, grads.size))
+            for begin in range(0, max(grads.size, 1), max(widest * ranks, 1))
         ]
         sizes = [(bucket.stop - bucket.start) // ranks for bucket in self._buckets]
-        #: Where the pieces of this rank begin and end in the vector, without what pads it.
-        self._pieces = [
-            slice(*(min(bucket.start + r * size, self._arena.flat.size) for r in (rank, rank + 1)))
-            for bucket, size in zip(self._buckets, sizes, strict=True)
+        #: Where the pieces of all ranks begin and end in the vector, which is not padded.
+        self._all_pieces = [
+            [
+                slice(min(bucket.start + r * each, size), min(bucket.start + (r + 1) * each, size))
+                for r in range(ranks)
+            ]
+            for bucket, each in zip(self._buckets, sizes, strict=True)
         ]
-        self._shards = [optimizer(vector[piece], **arguments) for piece in self._pieces]
+        self._pieces = [pieces[rank] for pieces in self._all_pieces]
+        #: Parts of the vector and the arrays that they are copies of: all, and those of this rank.
+        self._copies: list[tuple[Array, Array]] = []
+        self._own_copies: list[tuple[Array, Array]] = []
+        begins = np.cumsum([0, *(part.size for part in parts)]).tolist()
+        for begin, part, param in zip(begins, parts, self._params, strict=False):
+            if part is self._vector:
+                continue
+            array = param.reshape(-1)
+            self._copies.append((part, array))
+            for piece in self._pieces:
+                a, b = max(piece.start - begin, 0), min(piece.stop - begin, part.size)
+                if a < b:
+                    self._own_copies.append((part[a:b], array[a:b]))
+        self._shards = [optimizer(self._vector[piece], **arguments) for piece in self._pieces]
         for shard, piece in zip(self._shards, self._pieces, strict=True):
             if piece.start < piece.stop:
                 shard._first_element = piece.start
                 shard._tell_rounding()
         #: This rank's pieces of the sum. One rank has it already.
-        room = grads if ranks == 1 else np.empty(sum(sizes), vector.dtype)
+        room = grads if ranks == 1 else np.empty(sum(sizes), dtype)
         self._sums = np.split(room, np.cumsum(sizes)[:-1])
         self._weighted: Array | None = None
 
@@ -235,6 +277,7 @@ class Sharded:
         mean_scale = float(grad_scale) / ranks
         asked = clip_norm is not None or self._shards[0]._habits["skip_nonfinite"]
         norm, result = None, None
+        self._copy_in()
         arrived, returned = [], []
         try:
             if ranks > 1:
@@ -252,12 +295,13 @@ class Sharded:
             for i, (shard, part) in enumerate(zip(self._shards, self._sums, strict=True)):
                 if ranks > 1:
                     arrived[i].Wait()
-                shard._grad_norm = norm
+                shard._grad_norm, shard._told_lr = norm, self._last_lr
                 shard.step(part[: shard._params[0].size], **treatment)
                 if ranks > 1:
                     returned.append(self._collect(i))
         finally:
             MPI.Request.Waitall(arrived + returned)
+        self._copy_back()
         if zero_grad:
             for array in given:
                 array.fill(0)
@@ -280,7 +324,7 @@ class Sharded:
             first = self._shards[0]
             first._plan.check_treatment((scale, clip_norm, clip_value, flag))
             given = self._checked_grads(grads, flag)
-            lr = first.current_lr
+            lr = self._last_lr = first.current_lr
             first._checked({"lr": lr})
             mine[1] = check.non_negative("weight", weight)
             mine[2:] = [first.t, lr, *numbers.values(), flag]  # None becomes NaN
@@ -389,20 +433,29 @@ class Sharded:
 
     def _collect(self, i: int) -> MPI.Request:
         """Begin to bring all ranks' pieces of a bucket of the parameters together."""
-        return self._comm.Iallgather(MPI.IN_PLACE, self._arena._padded[self._buckets[i]])
+        pieces = self._all_pieces[i]
+        bucket = self._vector[pieces[0].start : pieces[-1].stop]
+        counts = [piece.stop - piece.start for piece in pieces]
+        return self._comm.Iallgatherv(MPI.IN_PLACE, [bucket, counts])
 
     def _collect_all(self) -> None:
         if self._comm.size > 1:
             MPI.Request.Waitall([self._collect(i) for i in range(len(self._buckets))])
+        self._copy_back()
 
-    @property
-    def _params(self) -> list[Array]:
-        return self._arena._arrays
+    def _copy_in(self) -> None:
+        """Take this rank's part of the parameters as it is, which may have been changed by hand."""
+        for part, array in self._own_copies:
+            np.copyto(part, array)
+
+    def _copy_back(self) -> None:
+        for part, array in self._copies:
+            np.copyto(array, part)
 
     @property
     def params(self) -> Arrays:
-        """The parameters of all ranks, in the structure in which they were given."""
-        return self._arena.views
+        """The parameters, in the structure in which they were given: all of them on each rank."""
+        return self._structure.build(self._given)
 
     @property
     def grads(self) -> Arrays:
@@ -453,7 +506,7 @@ class Sharded:
         return self._shards[0].hyperparameters
 
     def __repr__(self) -> str:
-        size, comm = self._arena.flat.size, self._comm
+        size, comm = self._vector.size, self._comm
         return (
             f"<Sharded {type(self._shards[0]).__name__} ({self.rule}) of {size} at t={self.t}, "
             f"rank {comm.rank} of {comm.size}>"
@@ -468,6 +521,7 @@ class Sharded:
         self._switch("eval")
 
     def _switch(self, name: str) -> None:
+        self._copy_in()
         for shard in self._shards:
             if not hasattr(shard, name):
                 raise TypeError(f"{type(shard).__name__} has no {name}()")
@@ -490,6 +544,7 @@ class Sharded:
             RuntimeError: another rank has raised, with its number.
         """
         comm = self._comm
+        self._copy_in()
         token = comm.bcast(secrets.token_hex(8))
         kinds: dict[str, dict[int, Array]] = {}
         spans = []
@@ -514,14 +569,14 @@ class Sharded:
         meta = {
             **first._meta(),
             "params": self._structure.kind,
-            **_files.shards_meta(
+            **_files.Shards(
                 token,
                 spans,
                 self._shapes(),
                 {kind: str(array.dtype) for kind, array in _vectors(first).items()},
-            ),
+            ).meta(),
         }
-        counters = {f"counter {name}": array for name, array in first._counters().items()}
+        counters = {_files.COUNTER + name: array for name, array in first._counters().items()}
         _files.write(path, meta, counters)
         _files.remove_shards(path, keep=token)
 
@@ -534,73 +589,65 @@ class Sharded:
                 or dtype. Nothing has changed then, on any rank.
             RuntimeError: another rank has raised, with its number.
         """
-        meta, sources = self._together(lambda: self._read(path))
-        self._together(lambda: self._restore(path, meta, sources))
+        with ExitStack() as stack:
+            loaded = self._together(lambda: self._read(path, stack))
+            for shard, one in zip(self._shards, loaded, strict=True):
+                shard._put(one)
         self._collect_all()
 
-    def _read(self, path: _files.PathLike) -> tuple[dict[str, Any], list[dict[str, Array]]]:
-        """The header, and what is this rank's part of the arrays, for each piece."""
-        meta, arrays = _files.read_header(path)
-        shards = meta.pop("shards", None)
+    def _read(self, path: _files.PathLike, stack: ExitStack) -> list[Loaded]:
+        """What fits each piece of this rank, whose steps wait until the stack is left."""
+        meta, shards, arrays = _files.read_header(path)
         try:
             _check_keys("the header", meta, ["format", *self._shards[0]._meta(), "params"])
             if meta["params"] != self._structure.kind:
                 raise ValueError(
                     f"its params are {meta['params']}, here they are {self._structure.kind}"
                 )
-            counters = {n: arrays.pop(n) for n in list(arrays) if n.startswith("counter ")}
+            self._shards[0]._check_rule(meta)
+            counters = {n: arrays.pop(n) for n in list(arrays) if n.startswith(_files.COUNTER)}
             shapes = self._shapes()
             if shards is None:
                 found = {n[6:]: a.shape for n, a in arrays.items() if n.startswith("params")}
             else:
-                found = {suffix: tuple(shape) for suffix, shape in shards["shapes"].items()}
+                found = dict(shards.shapes)
             if found != shapes:
                 raise ValueError(f"its params have the shapes {found}, here they are {shapes}")
+            here = {kind: str(array.dtype) for kind, array in _vectors(self._shards[0]).items()}
             spans = [(piece.start, piece.stop) for piece in self._pieces]
-            parts: Iterable[tuple[str, int, Array]]
             if shards is None:
-                parts = _parts_of_whole(arrays, shapes)
-                dtypes = {kind: str(part.dtype) for kind, _, part in parts}
+                parts = _parts_of_whole(arrays, shapes, here)
             else:
+                _check_dtypes(shards.dtypes, here)
                 parts = _files.read_parts(path, shards, spans)
-                dtypes = shards["dtypes"]
-            here = str(self._arena.flat.dtype)
-            if dtypes["params"] != here:
-                raise ValueError(f"its params are {dtypes['params']}, here they are {here}")
             sources = [
-                counters
-                | {
-                    kind: np.empty(end - begin, check.float_dtype(kind, dtype))
-                    for kind, dtype in dtypes.items()
-                }
-                for begin, end in spans
+                counters | {kind: np.empty_like(array) for kind, array in _vectors(shard).items()}
+                for shard in self._shards
             ]
             for kind, first, part in parts:
                 for source, (begin, end) in zip(sources, spans, strict=True):
                     a, b = max(first, begin), min(first + part.size, end)
                     if a < b:
                         source[kind][a - begin : b - begin] = part[a - first : b - first]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit: {error}") from error
-        return meta, sources
-
-    def _restore(
-        self, path: _files.PathLike, meta: dict[str, Any], sources: list[dict[str, Array]]
-    ) -> None:
-        try:
-            for shard, source in zip(self._shards, sources, strict=True):
-                shard._restore(meta, source, with_params=True, convert=False)
+            loaded = [
+                shard._checked_load(meta, source, with_params=True, convert=False)
+                for shard, source in zip(self._shards, sources, strict=True)
+            ]
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit: {error}") from error
+        for shard in self._shards:
+            stack.enter_context(shard._alone())
+        return loaded
 
     def _arrays(self) -> list[Array]:
         """Every array of this rank's part that a step may write to."""
+        self._copy_in()
         return [array for shard in self._shards for array in shard._arrays()]
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             suffix: array.shape
-            for suffix, array in zip(self._structure.suffixes, self._arena._arrays, strict=True)
+            for suffix, array in zip(self._structure.suffixes, self._params, strict=True)
         }
 
     def _description(self, overlap: bool) -> dict[str, str]:
@@ -614,7 +661,7 @@ class Sharded:
             "rule": self.rule,
             "params": self._structure.kind,
             **{
-                f"params{suffix}": f"{self._arena.flat.dtype} of shape {shape}"
+                f"params{suffix}": f"{self._vector.dtype} of shape {shape}"
                 for suffix, shape in self._shapes().items()
             },
             **{name: repr(value) for name, value in shown.items()},
@@ -631,36 +678,26 @@ class ShardedRun(_Run):
 
     _opt: Sharded  # type: ignore[assignment]
 
-    def _step(self, batch: tuple[Array, ...], saves: bool) -> tuple[float, float, int]:
-        loss, rows, grads = self._loss_of_all(batch)
-        self._check_finite("loss", loss)
-        if saves:
-            self._save(loss)
-        opt, clip = self._opt, dict(self._clip)
-        if clip["clip_norm"] is None:
-            clip["clip_norm"] = math.inf  # which only measures
+    def _take_step(self, grads: Arrays, batch: Sequence[Array]) -> float:
+        opt = self._opt
         if grads is None:  # where there are no rows, and so no weight
             grads = opt.grads
-        self._lr = opt.current_lr
         try:
-            found = opt.step(grads, weight=len(batch[0]), **clip)  # type: ignore[arg-type]
+            found = opt.step(grads, weight=len(batch[0]), **self._clip)
         except NonFiniteSumError as error:
-            norm = error.norm
-        else:
-            assert found is not None
-            norm = found.grad_norm
-        self._check_finite("gradient norm", norm)
-        return loss, norm, rows
+            return error.norm
+        assert found is not None
+        return found.grad_norm
 
-    def _loss_of_all(self, part: Sequence[Array]) -> tuple[float, int, Arrays | None]:
+    def _loss_of_all(self, batch: Sequence[Array]) -> tuple[float, int, Arrays]:
         """The mean loss over the parts of all ranks, their rows, and the gradients of this part."""
-        rows = len(part[0])
+        rows = len(batch[0])
         loss, grads = 0.0, None
 
         def look() -> None:
             nonlocal loss, grads
             if rows:
-                loss, grads = _result(self._loss_and_grad(self._opt.params, *part))
+                loss, grads = _result(self._loss_and_grad(self._opt.params, *batch))
 
         comm = self._opt.comm
         error = _caught(look)
@@ -827,17 +864,29 @@ def _vectors(shard: Optimizer) -> dict[str, Array]:
     return {kind: array for kind, array in named.items() if kind not in counters}
 
 
+def _check_dtypes(found: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise unless a file has the kinds of arrays that are here, in their dtypes."""
+    _check_keys("the state", found, here)
+    for kind, dtype in here.items():
+        _check_dtype(kind, found[kind], dtype)
+
+
+def _check_dtype(kind: str, found: object, here: str) -> None:
+    if str(found) != here:
+        raise ValueError(f"its {kind} are {found}, here they are {here}")
+
+
 def _parts_of_whole(
-    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
-) -> Sequence[tuple[str, int, Array]]:
+    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], here: Mapping[str, str]
+) -> Iterator[tuple[str, int, Array]]:
     """The arrays of a plain state, as `read_parts` gives those of a shared one."""
-    begins = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
-    kinds = dict.fromkeys(
-        name.removesuffix(suffix) for name in arrays for suffix in shapes if name.endswith(suffix)
-    )
-    return [
-        (kind, begin, arrays[kind + suffix].ravel())
-        for kind in kinds
-        for suffix, begin in zip(shapes, begins, strict=False)
-        if kind + suffix in arrays
-    ]
+    _check_keys("the state", arrays, [kind + suffix for kind in here for suffix in shapes])
+    begin = 0
+    for suffix, shape in shapes.items():
+        for kind, dtype in here.items():
+            array = arrays[kind + suffix]
+            if array.shape != shape:
+                raise ValueError(f"{kind}{suffix} has the shape {array.shape}, not {shape}")
+            _check_dtype(kind, array.dtype, dtype)
+            yield kind, begin, array.ravel()
+        begin += math.prod(shape)

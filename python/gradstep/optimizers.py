@@ -117,6 +117,16 @@ class StepResult(NamedTuple):
     skipped: bool
 
 
+class Loaded(NamedTuple):
+    """A state that fits an optimizer, for it to copy."""
+
+    t: int
+    hyper: dict[str, Any]
+    settings: dict[str, Any]
+    #: Each array of the optimizer, and one of its dtype and shape.
+    pairs: list[tuple[Array, Array]]
+
+
 class Optimizer:
     """The base class: what all rules have in common.
 
@@ -178,6 +188,10 @@ class Optimizer:
     progress: ClassVar[Mapping[str, float]] = MappingProxyType({})
     #: The norm of all gradients, where a step has a part of them; `gradstep.mpi` sets it.
     _grad_norm: float | None = None
+    #: The learning rate of the next step, where it is known already; `gradstep.mpi` sets it.
+    _told_lr: float | None = None
+    #: The learning rate of the last step.
+    _last_lr: float = 0.0
     #: Where the only parameter is a part of a vector, its place there; `gradstep.mpi` sets it.
     _first_element: int = 0
     #: What carries the steps out; `reference.in_numpy` exchanges it.
@@ -395,6 +409,11 @@ class Optimizer:
         """
         raise NotImplementedError
 
+    def _next_lr(self) -> float:
+        """The learning rate of the step that has begun: a schedule is asked once per step."""
+        self._last_lr = self.current_lr if self._told_lr is None else self._told_lr
+        return self._last_lr
+
     def _run(
         self,
         grads: Sequence[Any],
@@ -413,7 +432,9 @@ class Optimizer:
             row: the row to update, where a state has rows.
             late: hyper-parameters that are known only now.
         """
-        hyper = {**self._hyper, "lr": self.current_lr, **late}
+        hyper = {**self._hyper, **late}
+        if "lr" not in late:
+            hyper["lr"] = self._next_lr()
         values = [hyper[name] for name in self._hyper_names]
         return t, values, hyper["weight_decay"], self._settings["maximize"], row
 
@@ -522,7 +543,9 @@ class Optimizer:
         for label, array in sources.items():
             self._plan.check_apart(array, label)
         sources |= {f"counter {name}": array for name, array in counters.items()}
-        self._restore(state_dict, sources, with_params=False, convert=convert)
+        loaded = self._checked_load(state_dict, sources, with_params=False, convert=convert)
+        with self._alone():
+            self._put(loaded)
 
     def save(self, path: _files.PathLike) -> None:
         """Write parameters, states, step count and hyper-parameters to one file, without pickle.
@@ -558,28 +581,28 @@ class Optimizer:
                 raise ValueError(
                     f"its params are {meta['params']}, here they are {self._structure.kind}"
                 )
-            self._restore(meta, arrays, with_params=True, convert=convert)
+            loaded = self._checked_load(meta, arrays, with_params=True, convert=convert)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit: {error}") from error
+        with self._alone():
+            self._put(loaded)
 
     def _meta(self) -> dict[str, Any]:
         """What is not an array."""
         return {"rule": self.rule, "t": self.t, "hyperparameters": self.hyperparameters}
 
-    def _restore(
+    @np.errstate(all="ignore")  # a conversion may underflow, and a signalling NaN is a number too
+    def _checked_load(
         self,
         meta: Mapping[str, Any],
         sources: Mapping[str, Array],
         with_params: bool,
         convert: bool,
-    ) -> None:
-        """Check everything, then copy everything."""
-        if meta["rule"] != self.rule:
-            raise ValueError(
-                f"the state is of the rule {meta['rule']!r}, this optimizer's is {self.rule!r}"
-            )
+    ) -> Loaded:
+        """Check and convert everything. Nothing changes, and nothing can fail afterwards."""
+        self._check_rule(meta)
         check.flag("convert", convert)
-        hyper = meta["hyperparameters"]
+        hyper = check.mapping("hyperparameters", meta["hyperparameters"])
         if convert:  # what is rounded here may not have been so there, and the reverse
             rounding = {name: self._settings[name] for name in _ROUNDING & self._settings.keys()}
             hyper = {name: hyper[name] for name in hyper if name not in _ROUNDING} | rounding
@@ -589,7 +612,7 @@ class Optimizer:
                 f"lr is {hyper['lr']!r} in the state (None: a schedule) and {self.lr!r} here; make "
                 "the optimizer with the same kind, and set opt.lr after loading to change it"
             )
-        lr = self.lr if hyper["lr"] is None else hyper["lr"]
+        lr = self.lr if hyper["lr"] is None else check.number("lr", hyper["lr"])
         numbers = {name: value for name, value in hyper.items() if name in self._hyper}
         checked = self._checked({**numbers, "lr": lr})
         settings = self._checked_settings({name: hyper[name] for name in self._settings})
@@ -600,18 +623,30 @@ class Optimizer:
         if convert:
             sources = self._converted(self._with_masters(sources, targets), targets)
         _check_keys("the state", sources, targets)
+        pairs = []
         for label, target in targets.items():
-            check.array_like(label, sources[label], target, convert)
+            source = sources[label]
+            check.array_like(label, source, target, convert)
+            pairs.append((target, source.astype(target.dtype, copy=False)))
         self._check_counters({name: sources[f"counter {name}"] for name in self._counters()})
-        with self._alone():
-            for label, target in targets.items():
-                with np.errstate(over="ignore"):
-                    np.copyto(target, sources[label], casting="unsafe")
-            self._hyper, self._settings, self._scalars_kept = checked, settings, False
-            self._tell_rounding()
-            self._plan.t = t
-            self._write_copies()
-            self._restored()
+        return Loaded(t, checked, settings, pairs)
+
+    def _check_rule(self, meta: Mapping[str, Any]) -> None:
+        if not isinstance(meta["rule"], str) or meta["rule"] != self.rule:
+            raise ValueError(
+                f"the state is of the rule {meta['rule']!r}, this optimizer's is {self.rule!r}"
+            )
+
+    @np.errstate(all="ignore")
+    def _put(self, loaded: Loaded) -> None:
+        """Copy everything, inside of `_alone()`."""
+        for target, source in loaded.pairs:
+            np.copyto(target, source)
+        self._hyper, self._settings, self._scalars_kept = loaded.hyper, loaded.settings, False
+        self._tell_rounding()
+        self._plan.t = loaded.t
+        self._write_copies()
+        self._restored()
 
     def _converted(
         self, sources: Mapping[str, Array], targets: Mapping[str, Array]
@@ -627,8 +662,7 @@ class Optimizer:
                     if check.is_float(source.dtype) and source.shape == param.shape:
                         if target.dtype == np.uint8 and (source < 0).any():
                             raise ValueError(f"{label} holds negative numbers")
-                        with np.errstate(over="ignore"):
-                            converted[label] = to_blocks(source.astype(np.float32), target.dtype)
+                        converted[label] = to_blocks(source.astype(np.float32), target.dtype)
                 elif held and target.shape == param.shape:
                     converted[label] = from_blocks(source, param.size).reshape(target.shape)
         return converted
@@ -649,8 +683,7 @@ class Optimizer:
             if bits is not None and given.dtype.name == "bfloat16":
                 check.array_like(low, bits, np.empty(param.shape, BESIDE_STATES[LOW_BITS]))
                 exact = joined(given, bits)
-            with np.errstate(over="ignore"):
-                single = exact.astype(np.float32)
+            single = exact.astype(np.float32)
             if master in targets:
                 converted[master] = single
             elif low in targets:
@@ -731,7 +764,7 @@ class Optimizer:
     def _fill(self, state: str, start: float, argument: str) -> None:
         for array, param in zip(self._states[state], self._params, strict=True):
             in_blocks = array.dtype.name in TOP
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 number = np.array([start]).astype(np.float32 if in_blocks else array.dtype)
             if in_blocks:
                 number = from_blocks(to_blocks(number, array.dtype), 1)
@@ -817,7 +850,7 @@ class Optimizer:
 
     def _write_copies(self) -> None:
         for copy, updated in zip(self._copies, self._updated, strict=bool(self._copies)):
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 np.copyto(copy, updated, casting="unsafe")
 
     def _whole(self) -> Sequence[Array]:
@@ -829,9 +862,10 @@ class Optimizer:
 
     @contextlib.contextmanager
     def _points(self) -> Iterator[Sequence[Array]]:
-        """The same, to be moved; then all that holds them follows."""
+        """The same, to be moved under no error state; then all that holds them follows."""
         whole = self._whole()
-        yield whole
+        with np.errstate(all="ignore"):
+            yield whole
         if self._master == "split":
             for x, param, low in zip(whole, self._params, self._states[LOW_BITS], strict=True):
                 param.view(np.uint16)[...], low[...] = split(x)
@@ -903,8 +937,7 @@ def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
 
 def _check_keys(noun: str, given: Any, wanted: Iterable[str], free: Container[str] = ()) -> None:
     """A mapping with these keys and no others, but for those that may be there or not."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{noun} must be a dict, got {given!r}")
+    check.mapping(noun, given)
     missing = [key for key in wanted if key not in given and key not in free]
     unknown = [key for key in given if key not in set(wanted) and key not in free]
     if missing or unknown:

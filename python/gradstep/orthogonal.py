@@ -210,7 +210,7 @@ class Muon(Optimizer):
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         coefficients = check.triple("ns_coefficients", settings["ns_coefficients"])
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             for dtype in dict.fromkeys(param.dtype for param in self._params):
                 for i, x in enumerate(coefficients):
                     if not np.isfinite(dtype.type(x)):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks as check
+from . import _core
 from .optimizers import Arrays, Optimizer, StepOptions
 
 if TYPE_CHECKING:
@@ -298,7 +299,8 @@ def train(
     for i, callback in enumerate(callbacks):
         _check_callable(f"callbacks[{i}]", callback)
     clip: StepOptions = {
-        "clip_norm": None if clip_norm is None else check.number("clip_norm", clip_norm),
+        # An infinite limit only measures.
+        "clip_norm": math.inf if clip_norm is None else check.number("clip_norm", clip_norm),
         "clip_value": None if clip_value is None else check.number("clip_value", clip_value),
     }
     run = make_run(opt, loss_and_grad, validation, clip)
@@ -386,16 +388,32 @@ class _Run:
         Returns:
             The loss, the norm of the gradients, and the number of rows.
         """
-        opt = self._opt
-        loss, grads = _result(self._loss_and_grad(opt.params, *batch))
+        loss, rows, grads = self._loss_of_all(batch)
         self._check_finite("loss", loss)
         if saves:
             self._save(loss)
-        norm = _norm(opt._plan.check_grads(opt._structure.arrays(grads, "grads")))
+        norm = self._take_step(grads, batch)
         self._check_finite("gradient norm", norm)
-        self._lr = opt.current_lr
-        opt.step(grads, **self._clip)
-        return loss, norm, len(batch[0])
+        self._lr = self._opt._last_lr
+        return loss, norm, rows
+
+    def _loss_of_all(self, batch: Sequence[Array]) -> tuple[float, int, Arrays]:
+        """The loss, the number of rows, and the gradients."""
+        loss, grads = _result(self._loss_and_grad(self._opt.params, *batch))
+        return loss, len(batch[0]), grads
+
+    def _take_step(self, grads: Arrays, batch: Sequence[Array]) -> float:
+        """Step, unless a gradient is not finite. Returns their norm."""
+        opt = self._opt
+        try:
+            found = opt.step(grads, **self._clip)
+        except ValueError:
+            norm = _norm(opt._plan.check_grads(opt._structure.arrays(grads, "grads")))
+            if math.isfinite(norm):  # something else is wrong
+                raise
+            return norm
+        assert found is not None  # because `clip_norm` is given
+        return found.grad_norm
 
     def asked(self, callbacks: Sequence[Callable[[Epoch], object]], epoch: Epoch) -> Verdict | None:
         """Whether a callback asks to stop."""
@@ -404,7 +422,7 @@ class _Run:
     def _val_loss(self) -> float | None:
         if self._validation is None:
             return None
-        return _result(self._loss_and_grad(self._opt.params, *self._validation))[0]
+        return self._loss_of_all(self._validation)[0]
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
@@ -502,18 +520,8 @@ def _result(result: Any) -> tuple[float, Arrays]:
 
 def _norm(arrays: Sequence[Array]) -> float:
     """The L2 norm over all arrays: inf or nan where an element is, or beyond float64."""
-    # A sum of numbers of 16 bits would be rounded to as many.
-    arrays = [array if array.itemsize > 2 else array.astype(np.float32) for array in arrays]
-    squares = sum([float(np.vdot(array, array)) for array in arrays])
-    if 1e-30 < squares < math.inf:
-        return math.sqrt(squares)
-    # The squares left the range of their dtype; the elements need not have. Once more, in float64
-    # and in units of the largest.
-    top = float(np.max([np.abs(array).max(initial=0) for array in arrays]))
-    if top == 0 or not math.isfinite(top):
-        return top
-    units = [np.divide(array, top, dtype=np.float64) for array in arrays]
-    return top * math.sqrt(sum(float(np.vdot(unit, unit)) for unit in units))
+    single = [array if array.itemsize > 2 else array.astype(np.float32) for array in arrays]
+    return _core.norm(np.array([_core.norm(np.ravel(array)) for array in single]))
 
 
 class _NoBar:
