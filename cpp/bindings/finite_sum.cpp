@@ -494,7 +494,7 @@ void define_finite_sum(py::module_& m) {
                     double, bool>(),
            py::arg("rows"), py::arg("targets"), py::arg("weights"), py::arg("loss"), py::arg("outputs"),
            py::arg("delta"), py::arg("centre"),
-           "Rows are a table, or (values, columns, offsets, number of features) of CSR. Values are not copied.")
+           "Rows are a table, or (values, columns, offsets, features) of CSR; values are not copied.")
       .def("snapshot", &FiniteSum::snapshot, "Form all slopes at the present weights, and so the table and its sum.")
       .def("gradient", &FiniteSum::gradient, "The sums that snapshot() would form; nothing changes.")
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),

@@ -241,7 +241,7 @@ class FiniteSum:
         centre: bool,
     ) -> None:
         """
-        Rows are a table, or (values, columns, offsets, number of features) of CSR. Values are not copied.
+        Rows are a table, or (values, columns, offsets, features) of CSR; values are not copied.
         """
     def descend(
         self,

@@ -70,7 +70,8 @@ class Descent(LinearModel):
             objective = _penalised(self._loss(name), self.alpha)
 
             going_on = resume and one_epoch
-            rng = copy.deepcopy(self._rng) if going_on else _generator(self.random_state)
+            rng = copy.deepcopy(getattr(self, "_rng", None)) if going_on else None
+            rng = _generator(self.random_state) if rng is None else rng
             opt = self._optimizer(rule, params, name, x, weights, going_on)
             data: Data = (x, targets) if weights is None else (x, targets, weights)
             history, complaint = self._train(opt, objective, data, rng, one_epoch)
@@ -168,7 +169,7 @@ class Descent(LinearModel):
             self._stable_lr = min(lr, self._stable_lr) if going_on else lr
             fading = functools.partial(_fading, self._stable_lr)
             opt.lr = fading if loss == "hinge" else self._stable_lr
-        if going_on and self._state["rule"] == opt.rule:
+        if going_on and getattr(self, "_state", {}).get("rule") == opt.rule:
             # The arguments are those of now.
             opt.load_state_dict({**self._state, "hyperparameters": opt.hyperparameters})
         return opt
@@ -199,7 +200,8 @@ class Descent(LinearModel):
             random_state=int(rng.integers(2**31)),
         )
         return [
-            (x, y, *(np.asarray(relative_weights(w, x)) for w in weights))
+            # Class weights have a mean of their own, which each part keeps.
+            (x, y, *(np.asarray(relative_weights(w, x)) * data[2].mean() for w in weights))
             for x, y, *weights in (parts[::2], parts[1::2])
         ]
 
@@ -413,8 +415,9 @@ class GDClassifier(LinearClassifier, Descent):
     minimise  mean_i s_i loss(x_i coef + intercept, y_i) + alpha/2 |coef|^2
     ```
 
-    `s` are the sample weights, scaled to a mean of 1. For more than two classes the logistic loss
-    is that of the softmax, and the hinges are summed over one problem per class against the rest.
+    `s` are the sample weights, scaled to a mean of 1, times the weights of the classes. For more
+    than two classes the logistic loss is that of the softmax, and the hinges are summed over one
+    problem per class against the rest.
 
     Args:
         loss: "logistic" (default), "squared_hinge" or "hinge", see `gradstep.losses`. The hinge has
@@ -422,6 +425,7 @@ class GDClassifier(LinearClassifier, Descent):
             has a bound, `lr="auto"` shrinks by the root of the step.
         rule, lr, rule_options, batch_size, alpha, fit_intercept, max_iter, tol, patience,
             validation_fraction, shuffle, random_state, warm_start, verbose: see `GDRegressor`.
+        class_weight: see `SAGClassifier`.
 
     Attributes:
         classes_: the classes in order.
@@ -459,6 +463,7 @@ class GDClassifier(LinearClassifier, Descent):
         batch_size: int | Literal["full"] = "full",
         alpha: float = 1e-4,
         fit_intercept: bool = True,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         max_iter: int = 1000,
         tol: float | None = 1e-3,
         patience: int | None = None,
@@ -475,6 +480,7 @@ class GDClassifier(LinearClassifier, Descent):
         self.batch_size = batch_size
         self.alpha = alpha
         self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
         self.max_iter = max_iter
         self.tol = tol
         self.patience = patience

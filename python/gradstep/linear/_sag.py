@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from .. import _core
 from .._memory import available_bytes
 from ..losses import CURVATURES
 from ..stability import max_stable_lr
-from ._base import Array, LinearClassifier, LinearModel, LinearRegressor
+from ._base import Array, LinearClassifier, LinearModel, LinearRegressor, aligned
 
 #: Columns that differ in scale by more than this are named in the advice.
 UNEQUAL = 10.0
@@ -56,7 +57,7 @@ class FiniteSumModel(LinearModel):
             if sparse.issparse(x) and self.variant == "sag":
                 raise ValueError("variant must be 'saga' or 'svrg' for sparse rows, got 'sag'")
             loss, targets, outputs = self._problem(y)
-            if not (resume and one_epoch):
+            if not (resume and one_epoch and hasattr(self, "_seed")):
                 self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
                 self._draws = 0
             weight, bias = self._start(x, outputs, resume)
@@ -176,7 +177,7 @@ class Descent:
         self.rows: int = x.shape[0]
         self.features: int = x.shape[1]
         self.dtype, self.loss, self.variant = x.dtype, loss, variant
-        self.l2, self.l1, self.fit_intercept = l2, l1, fit_intercept
+        self.fit_intercept = fit_intercept
         self.is_sparse = sparse.issparse(x)
         needed, free = 8 * self.rows * outputs, available_bytes()
         if needed > free:
@@ -194,6 +195,10 @@ class Descent:
             delta,
             centre,
         )
+        # The sum is divided by all weights, the objective by the number of rows: class weights have
+        # another mean than 1.
+        self.mean_weight = self.sum.total_weight / self.rows
+        self.l2, self.l1 = l2 / self.mean_weight, l1 / self.mean_weight
         if fit_intercept:
             self.sum.intercept[...] = null_intercept(loss, targets, weights, outputs)
         # What is subtracted from the rows is rounded to their type.
@@ -229,12 +234,13 @@ class Descent:
         if not math.isfinite(curvature):
             raise ValueError("X must have rows with finite squares, got numbers too large for that")
         if self.variant != "saga":
-            return max_stable_lr(self.variant, curvature)
+            return max_stable_lr(self.variant, curvature) / self.mean_weight
         # The strong convexity is known, and Defazio et al. 2014, theorem 1, use it.
         known = 1 / (2 * (curvature + self.rows * self.l2))
-        return max(max_stable_lr("saga", curvature), known)
+        return max(max_stable_lr("saga", curvature), known) / self.mean_weight
 
     def epoch(self, lr: float, seed: int, draws: int) -> None:
+        lr *= self.mean_weight
         self.sum.descend(
             self.variant, lr, self.l2, self.l1, self.fit_intercept, self.rows, seed, draws
         )
@@ -283,7 +289,8 @@ class Descent:
         return coef if self.is_sparse else coef[:, : self.features].T
 
     def _norm(self, total: Array, intercept_total: Array, l1: float) -> float:
-        return self.sum.gradient_norm(total, intercept_total, self.l2, l1, self.fit_intercept)
+        norm = self.sum.gradient_norm(total, intercept_total, self.l2, l1, self.fit_intercept)
+        return float(norm * self.mean_weight)
 
     def _shift(self, weight: Array) -> Array:
         """What centring takes from the intercepts. BLAS has other bits on other processors."""
@@ -303,7 +310,8 @@ def canonical(x: Any) -> tuple[Array, Array, Array, int]:
         x = x.copy()
         x.sum_duplicates()
     index = x.indices.dtype
-    return x.data, x.indices, x.indptr.astype(index, copy=False), x.shape[1]
+    offsets = x.indptr.astype(index, copy=False)
+    return aligned(x.data), aligned(x.indices), aligned(offsets), x.shape[1]
 
 
 def null_intercept(loss: str, targets: Array, weights: Array | None, outputs: int) -> Array:
@@ -457,10 +465,10 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
               + alpha ((1 - l1_ratio)/2 |coef|^2 + l1_ratio |coef|_1)
     ```
 
-    `s` are the sample weights, scaled to a mean of 1. For more than two classes the logistic loss
-    is that of the softmax, and the squared hinge is summed over one problem per class against the
-    rest; all classes share a pass over a row. LogisticRegression's C in scikit-learn is
-    1/(n alpha).
+    `s` are the sample weights, scaled to a mean of 1, times the weights of the classes. For more
+    than two classes the logistic loss is that of the softmax, and the squared hinge is summed over
+    one problem per class against the rest; all classes share a pass over a row.
+    LogisticRegression's C in scikit-learn is 1/(n alpha).
 
     The result has the same bits for any number of threads, instruction set and processor.
 
@@ -468,6 +476,10 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         loss: "logistic" (default) or "squared_hinge", see `gradstep.losses`.
         variant, alpha, l1_ratio, lr, fit_intercept, max_iter, tol, random_state, warm_start,
             verbose: see `SAGRegressor`.
+        class_weight: a dict with what each row of a class counts, 1 for classes that are not in
+            it; or "balanced", with which each class counts alike and `s` keeps a mean of 1, not for
+            `partial_fit`; or None (default) for 1. Sample weights multiply it, and count for
+            "balanced".
 
     Attributes:
         classes_: the classes in order.
@@ -503,6 +515,7 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         l1_ratio: float = 0.0,
         lr: float | Literal["auto"] = "auto",
         fit_intercept: bool = True,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         max_iter: int = 1000,
         tol: float | None = 1e-4,
         random_state: int | np.random.RandomState | None = None,
@@ -515,6 +528,7 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         self.l1_ratio = l1_ratio
         self.lr = lr
         self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
