@@ -146,29 +146,6 @@ class FiniteSum {
     kernels.descend(problem_, model, room.scratch, plan, descent);
   }
 
-  /// The norm of the objective's gradient, given totals as snapshot() forms them; with l1, that of the subgradient that
-  /// is least. Added in order, because it decides when to stop, which must not depend on the processor.
-  double gradient_norm(const Doubles& total, const Doubles& intercept_total, double l2, double l1,
-                       bool fit_intercept) const {
-    require(total.size() == coef.size() && intercept_total.size() == intercept.size(), "totals of another shape");
-    const FloatMode mode(Denormals::keep);
-    double squares = 0;
-    for (py::ssize_t j = 0; j < coef.size(); ++j) {
-      const double w = coef.data()[j];
-      double slope = total.data()[j] / problem_.total_weight + l2 * w;
-      if (w != 0)
-        slope += w > 0 ? l1 : -l1;
-      else
-        slope = slope > l1 ? slope - l1 : slope < -l1 ? slope + l1 : slope != slope ? slope : 0;
-      squares += slope * slope;
-    }
-    for (py::ssize_t k = 0; k < intercept.size() && fit_intercept; ++k) {
-      const double slope = intercept_total.data()[k] / problem_.total_weight;
-      squares += slope * slope;
-    }
-    return std::sqrt(squares);
-  }
-
   double total_weight() const { return problem_.total_weight; }
 
   Doubles coef, intercept, sum, intercept_sum, table;
@@ -500,9 +477,6 @@ void define_finite_sum(py::module_& m) {
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),
            py::arg("fit_intercept"), py::arg("draws"), py::arg("seed"), py::arg("first"),
            "Step at so many rows, the first of which is the draw `first` of the seed.")
-      .def("gradient_norm", &FiniteSum::gradient_norm, py::arg("total"), py::arg("intercept_total"), py::arg("l2"),
-           py::arg("l1"), py::arg("fit_intercept"),
-           "The norm of the objective's gradient, given totals as snapshot() and gradient() form them.")
       .def_property_readonly("total_weight", &FiniteSum::total_weight)
       .def_readonly("coef", &FiniteSum::coef)
       .def_readonly("intercept", &FiniteSum::intercept)

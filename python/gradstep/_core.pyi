@@ -263,17 +263,6 @@ class FiniteSum:
         """
         The sums that snapshot() would form; nothing changes.
         """
-    def gradient_norm(
-        self,
-        total: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-        intercept_total: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-        l2: typing.SupportsFloat | typing.SupportsIndex,
-        l1: typing.SupportsFloat | typing.SupportsIndex,
-        fit_intercept: bool,
-    ) -> float:
-        """
-        The norm of the objective's gradient, given totals as snapshot() and gradient() form them.
-        """
     def snapshot(self) -> None:
         """
         Form all slopes at the present weights, and so the table and its sum.

@@ -29,6 +29,7 @@ from sklearn.utils.multiclass import (
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .. import _checks as check
+from .. import _core
 from ..training import _bar
 
 Array = NDArray[Any]
@@ -114,7 +115,7 @@ class LinearModel(BaseEstimator):
     def _validated(self, X: Any, y: Any, resume: bool, **options: Any) -> tuple[Array, Array]:  # noqa: N803
         """Rows in float32 or float64 and targets, as scikit-learn checks them."""
         # Of a list the first is what all other dtypes become.
-        dtypes = [np.float64, np.float32]
+        dtypes: list[Any] = [np.float64, np.float32]
         if resume and np.asarray(self.coef_).dtype in dtypes:
             dtypes = [np.asarray(self.coef_).dtype]
         x, y = validate_data(
@@ -409,3 +410,40 @@ def relative_weights(sample_weight: Any, x: Array) -> Array | None:
         raise ValueError("sample_weight must hold a weight above zero, got only zeros")
     relative = weights / largest  # their sum cannot overflow
     return np.asarray(relative / relative.mean())
+
+
+def null_intercept(loss: str, targets: Array, weights: Array | None, outputs: int) -> Array:
+    """The best scores of a model without features, about, one per output.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._base import null_intercept
+        >>> null_intercept("least_squares", np.array([1.0, 3.0]), None, 1)
+        array([2.])
+    """
+    if loss in ("least_squares", "huber"):
+        table = targets.reshape(len(targets), outputs)
+        if loss == "least_squares":
+            return np.asarray(np.average(table.astype(np.float64), axis=0, weights=weights))
+        return np.array([weighted_median(column, weights) for column in table.T])
+    counts = np.bincount(targets.astype(np.int64), weights, minlength=max(outputs, 2))
+    # A class without a row would have a score of minus infinity.
+    shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+    if loss == "squared_hinge":
+        return np.asarray(2 * (shares[1:] if outputs == 1 else shares) - 1)
+    logs = _core.log(shares)  # whose bits no processor changes
+    return np.asarray(logs[1:] - logs[0] if outputs == 1 else logs - logs.mean())
+
+
+def weighted_median(values: Array, weights: Array | None) -> float:
+    """The least value up to which lies half of the weight.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._base import weighted_median
+        >>> weighted_median(np.array([3.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0]))
+        3.0
+    """
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
+    return float(values[order[np.searchsorted(below, below[-1] / 2)]])
