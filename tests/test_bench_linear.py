@@ -118,13 +118,13 @@ def test_the_goal_of_digits_is_a_gradient():
     problem = few_digits()
     tol = bench_linear.to_gradient(problem)
     model = problem.fit(Contestant(OURS, "saga"), 1000, tol).model
-    assert model.gradient_norm_ <= 1.01e-6
+    assert model.gradient_norm_ <= tol
     x = problem.x - problem.x.mean(axis=0)
     z = problem.x @ model.coef_.T + model.intercept_
     share = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) - np.eye(3)[problem.y]
     gradient = x.T @ share / 60 + 0.01 * model.coef_.T
     norm = np.hypot(np.linalg.norm(gradient), np.linalg.norm(share.mean(axis=0)))
-    assert 1e-9 < norm < model.gradient_norm_  # by the last step
+    assert 1e-9 < norm < 1e-6
     assert model.n_iter_ < problem.fit(Contestant(OURS, "saga"), 1000, tol / 10).epochs
 
 

@@ -40,11 +40,14 @@ both = pytest.mark.parametrize(
 )
 
 
-def noisy_weights(estimator):
-    """Batches of a weighted row and of a row twice are not the same batches."""
+def expected_failures(estimator):
+    if estimator.loss == "hinge":
+        slow = "Subgradients descend slowly on rows that are not scaled."
+        return {"check_class_weight_classifiers": slow}
     if estimator.batch_size == "full":
         return {}
-    return {"check_sample_weight_equivalence_on_dense_data": noisy_weights.__doc__}
+    noisy = "Batches of a weighted row and of a row twice are not the same batches."
+    return {"check_sample_weight_equivalence_on_dense_data": noisy}
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -58,7 +61,7 @@ def noisy_weights(estimator):
         GDClassifier("hinge"),
         GDClassifier(batch_size=8, rule=gs.Adam, max_iter=50),
     ],
-    expected_failed_checks=noisy_weights,
+    expected_failed_checks=expected_failures,
 )
 def test_manners_of_scikit_learn(estimator, check):
     check(estimator)
@@ -430,34 +433,54 @@ def test_auto_of_data_whose_squares_overflow(x):
 # Why it stops
 
 
-def test_tolerance_is_relative_to_the_gradient_at_0():
+def norm_in_units_of_columns(coef, intercept, y, alpha):
+    """Each slope of a centred column over the root of its curvature, and that of the intercept."""
+    slopes = X @ coef + intercept - y
+    of_columns = (X - X.mean(axis=0)).T @ slopes / 60 + alpha * coef
+    return math.hypot(*(of_columns / np.sqrt(X.var(axis=0) + alpha)), slopes.mean())
+
+
+def test_tolerance_is_relative_to_the_gradient_of_the_best_constant():
     for factor in (1.0, 1e6, 1e-6):
-        model = GDRegressor(tol=1e-3, alpha=0.0).fit(X, factor * Y)
-        slopes = X @ model.coef_ + model.intercept_ - factor * Y
-        norm = math.hypot(*(X.T @ slopes / 60), slopes.mean())
-        start = factor * math.hypot(*(X.T @ Y / 60), Y.mean())
-        assert norm <= 1e-3 * start < model.history_["grad_norm"][-2]
+        y = factor * Y
+        start = norm_in_units_of_columns(np.zeros(4), y.mean(), y, 0.0)
+        model = GDRegressor(tol=1e-3, alpha=0.0).fit(X, y)
         assert model.history_.reason.startswith("callback: converged asked to stop after epoch")
+        epochs = model.n_iter_
+        norms = []  # of the gradients at which the last two steps were taken
+        for before in (1, 2):
+            model = GDRegressor(tol=None, alpha=0.0, max_iter=epochs - before).fit(X, y)
+            norms.append(norm_in_units_of_columns(model.coef_, model.intercept_, y, 0.0))
+        assert norms[0] <= 1e-3 * start < norms[1]
 
 
 def test_tolerance_of_batches_looks_at_all_rows():
     """The norms of single rows stay large where the targets have noise."""
-    lr = gs.schedules.inverse_time(0.02, 0.01)
-    options = {"batch_size": 5, "alpha": 0.1, "tol": 2e-3, "max_iter": 5000, "random_state": 0}
+    lr = gs.schedules.inverse_time(0.02, 0.001)
+    options = {"batch_size": 5, "alpha": 0.1, "tol": 0.02, "max_iter": 5000, "random_state": 0}
     model = GDRegressor(lr=lr, **options).fit(X, Y)
     assert model.history_.stop == "callback"
+    norm = norm_in_units_of_columns(model.coef_, model.intercept_, Y, 0.1)
+    start = norm_in_units_of_columns(np.zeros(4), Y.mean(), Y, 0.1)
+    assert norm <= 0.02 * start
     slopes = X @ model.coef_ + model.intercept_ - Y
     norm = math.hypot(*(X.T @ slopes / 60 + 0.1 * model.coef_), slopes.mean())
-    limit = 2e-3 * math.hypot(*(X.T @ Y / 60), Y.mean())
-    assert norm <= limit < min(model.history_["grad_norm"])
+    assert norm < min(model.history_["grad_norm"])
 
 
 def test_no_convergence_is_told_with_numbers_and_advice():
     with pytest.warns(ConvergenceWarning) as caught:
-        model = GDRegressor(max_iter=2).fit(X, Y)
+        GDRegressor(max_iter=2).fit(X, Y)
     words = str(caught[0].message)
-    assert words.startswith("GDRegressor has not converged: after 2 epochs the gradient norm is ")
-    assert f"{model.history_['grad_norm'][-1]:.3g}, above tol=0.001 times" in words
+    assert words.startswith("GDRegressor has not converged: after 2 epochs the norm of the ")
+    one = GDRegressor(max_iter=1, tol=None).fit(X, Y)  # where the last gradient was formed
+    norm, start = (
+        norm_in_units_of_columns(*point, Y, 1e-4)
+        for point in ((one.coef_, one.intercept_), (np.zeros(4), Y.mean()))
+    )
+    assert f" is {norm / start:.3g} times that of the best model without features" in words
+    assert "above tol=0.001" in words
+    assert "StandardScaler" in words
     assert "raise max_iter" in words
     assert caught[0].filename == __file__
     with pytest.warns(ConvergenceWarning, match="Batches are noisy: lower lr by a schedule"):

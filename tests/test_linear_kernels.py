@@ -670,3 +670,58 @@ def test_the_rows_live_as_long_as_what_reads_them():
     assert_same_bits(state(finite_sum, "means"), expected["means at first"])
     case.descend(finite_sum)
     assert_same_bits(state(finite_sum, "table"), expected["table at first"])
+
+
+@pytest.mark.parametrize("index", ["int32", "int64"])
+def test_indices_that_change_later_are_not_used(index):
+    """In another process, because a write out of bounds ends it."""
+    code = f"""
+import numpy as np
+from gradstep import _core
+values, columns = np.arange(400.0) % 7, np.tile(np.arange(4, dtype="{index}"), 100)
+offsets = np.arange(0, 401, 4, dtype="{index}")
+def finite_sum():
+    rows = (values, columns, offsets, 4)
+    return _core.FiniteSum(rows, np.arange(100) % 2.0, None, "logistic", 1, 1.0, False)
+def descend(one):
+    one.snapshot()
+    one.descend("saga", 0.1, 0.1, 0.0, True, 500, 0, 0)
+    return one.coef.tobytes() + b"".join(a.tobytes() for a in one.gradient())
+expected, other = descend(finite_sum()), finite_sum()
+columns[:], offsets[:] = 2**30, 2**20
+print(descend(other) == expected)
+"""
+    assert python(code) == "True\n"
+
+
+def test_another_thread_is_told_to_keep_out():
+    code = """
+import sys, threading
+import numpy as np
+from gradstep import _core
+one = _core.FiniteSum(
+    np.ones((200, 50)), np.zeros(200), None, "least_squares", 1, 1.0, False
+)
+def descend(draws):
+    one.descend("saga", 1e-3, 0.0, 0.0, False, draws, 0, 0)
+sys.setswitchinterval(1e-6)
+started = threading.Event()
+def work():
+    started.set()
+    descend(2_000_000)
+thread = threading.Thread(target=work)
+thread.start()
+started.wait()
+refused = set()
+for call in (lambda: descend(1), one.snapshot, one.gradient):
+    while thread.is_alive():  # until it is in its descent
+        try:
+            call()
+        except RuntimeError as error:
+            refused.add(str(error))
+            break
+thread.join()
+descend(1)
+print(*refused, len(refused))
+"""
+    assert python(code) == "another thread is using this FiniteSum 1\n"

@@ -16,6 +16,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <variant>
@@ -113,10 +114,14 @@ class FiniteSum {
   }
 
   /// Forms all slopes at the present weights: the table and its sum are then exact.
-  void snapshot() { sum_gradients(table.mutable_data(), sum, intercept_sum); }
+  void snapshot() {
+    const Hold hold(*this);
+    sum_gradients(table.mutable_data(), sum, intercept_sum);
+  }
 
   /// The sums that snapshot() would form. Nothing changes.
   std::pair<Doubles, Doubles> gradient() {
+    const Hold hold(*this);
     Doubles gradient(std::vector<py::ssize_t>(sum.shape(), sum.shape() + sum.ndim()));
     Doubles intercept_gradient(intercept_sum.size());
     sum_gradients(nullptr, gradient, intercept_gradient);
@@ -127,6 +132,7 @@ class FiniteSum {
   void descend(const std::string& variant, double lr, double l2, double l1, bool fit_intercept, std::int64_t draws,
                std::uint64_t seed, std::uint64_t first) {
     require(draws >= 0, "draws must not be negative");
+    const Hold hold(*this);
     const FloatMode mode(Denormals::keep);
     std::vector<ColumnPull> pulls;
     if (layout_ != Layout::dense) pulls = column_pulls(lr, l2);
@@ -140,29 +146,6 @@ class FiniteSum {
     kernels.descend(problem_, model, room.scratch, plan, descent);
   }
 
-  /// The norm of the objective's gradient, given totals as snapshot() forms them; with l1, that of the subgradient that
-  /// is least. Added in order, because it decides when to stop, which must not depend on the processor.
-  double gradient_norm(const Doubles& total, const Doubles& intercept_total, double l2, double l1,
-                       bool fit_intercept) const {
-    require(total.size() == coef.size() && intercept_total.size() == intercept.size(), "totals of another shape");
-    const FloatMode mode(Denormals::keep);
-    double squares = 0;
-    for (py::ssize_t j = 0; j < coef.size(); ++j) {
-      const double w = coef.data()[j];
-      double slope = total.data()[j] / problem_.total_weight + l2 * w;
-      if (w != 0)
-        slope += w > 0 ? l1 : -l1;
-      else
-        slope = slope > l1 ? slope - l1 : slope < -l1 ? slope + l1 : slope != slope ? slope : 0;
-      squares += slope * slope;
-    }
-    for (py::ssize_t k = 0; k < intercept.size() && fit_intercept; ++k) {
-      const double slope = intercept_total.data()[k] / problem_.total_weight;
-      squares += slope * slope;
-    }
-    return std::sqrt(squares);
-  }
-
   double total_weight() const { return problem_.total_weight; }
 
   Doubles coef, intercept, sum, intercept_sum, table;
@@ -170,6 +153,20 @@ class FiniteSum {
   double largest_norm = 0;           // the largest squared norm of a row, the mean subtracted
 
  private:
+  // A method that releases the GIL has the sum to itself, and a hold does not outlive fork(), as in Plan.
+  struct Hold {
+    explicit Hold(FiniteSum& owner) : owner(owner) {
+      if (owner.busy_ && owner.forks_at_hold_ == fork_count())
+        throw std::runtime_error("another thread is using this FiniteSum");
+      owner.busy_ = true;
+      owner.forks_at_hold_ = fork_count();
+    }
+    ~Hold() { owner.busy_ = false; }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+    FiniteSum& owner;
+  };
+
   // Rows in consecutive blocks, whose parts of a sum are added in their order. Their number depends on sizes alone.
   struct Blocks {
     std::int64_t count, rows;
@@ -276,10 +273,17 @@ class FiniteSum {
     rows_ = rows;
   }
 
+  // Copied before they are checked: the kernels index by them without the GIL, while another thread may write to the
+  // arrays of the caller.
   template <class Index>
-  void check_sparse(const py::array& values, const py::array& columns, const py::array& offsets) const {
-    const auto* const offset = static_cast<const Index*>(offsets.data());
-    const auto* const column = static_cast<const Index*>(columns.data());
+  void take_places(const py::array& values, const py::array& columns, const py::array& offsets) {
+    places_.resize(static_cast<std::size_t>(offsets.nbytes() + columns.nbytes()));
+    std::memcpy(places_.data(), offsets.data(), static_cast<std::size_t>(offsets.nbytes()));
+    std::memcpy(places_.data() + offsets.nbytes(), columns.data(), static_cast<std::size_t>(columns.nbytes()));
+    const auto* const offset = reinterpret_cast<const Index*>(places_.data());
+    const auto* const column = offset + offsets.size();
+    problem_.rows.offsets = offset;
+    problem_.rows.columns = column;
     require(offset[0] == 0 && offset[count()] <= std::min(values.size(), columns.size()),
             "rows end beyond their values");
     for (std::int64_t i = 0; i < count(); ++i) require(offset[i] <= offset[i + 1], "rows must follow one another");
@@ -303,16 +307,14 @@ class FiniteSum {
     Rows& r = problem_.rows;
     r.count = offsets.size() - 1;
     r.features = features;
-    r.columns = columns.data();
-    r.offsets = offsets.data();
     width_ = features;
     layout_ = wide ? Layout::sparse64 : Layout::sparse32;
     if (wide)
-      check_sparse<std::int64_t>(values, columns, offsets);
+      take_places<std::int64_t>(values, columns, offsets);
     else
-      check_sparse<std::int32_t>(values, columns, offsets);
+      take_places<std::int32_t>(values, columns, offsets);
     values_per_row_ = 1 + values.size() / r.count;
-    rows_ = py::make_tuple(values, columns, offsets);
+    rows_ = values;
   }
 
   void take_targets() {
@@ -449,7 +451,10 @@ class FiniteSum {
   bool single_precision_ = false;
   std::int64_t width_ = 0;           // numbers per output
   std::int64_t values_per_row_ = 0;  // of sparse rows on average
-  py::object rows_;                  // keeps the memory of the rows
+  bool busy_ = false;                // guarded by the GIL
+  int forks_at_hold_ = 0;
+  py::array rows_;            // keeps the memory of the values
+  std::vector<char> places_;  // offsets and columns of sparse rows
   Doubles targets_;
   std::optional<Doubles> weights_;
   Doubles mean_;  // what is subtracted, in the type of the rows
@@ -466,15 +471,12 @@ void define_finite_sum(py::module_& m) {
                     double, bool>(),
            py::arg("rows"), py::arg("targets"), py::arg("weights"), py::arg("loss"), py::arg("outputs"),
            py::arg("delta"), py::arg("centre"),
-           "Rows are a table, or (values, columns, offsets, number of features) of CSR. Not copied.")
+           "Rows are a table, or (values, columns, offsets, features) of CSR; values are not copied.")
       .def("snapshot", &FiniteSum::snapshot, "Form all slopes at the present weights, and so the table and its sum.")
       .def("gradient", &FiniteSum::gradient, "The sums that snapshot() would form; nothing changes.")
       .def("descend", &FiniteSum::descend, py::arg("variant"), py::arg("lr"), py::arg("l2"), py::arg("l1"),
            py::arg("fit_intercept"), py::arg("draws"), py::arg("seed"), py::arg("first"),
            "Step at so many rows, the first of which is the draw `first` of the seed.")
-      .def("gradient_norm", &FiniteSum::gradient_norm, py::arg("total"), py::arg("intercept_total"), py::arg("l2"),
-           py::arg("l1"), py::arg("fit_intercept"),
-           "The norm of the objective's gradient, given totals as snapshot() and gradient() form them.")
       .def_property_readonly("total_weight", &FiniteSum::total_weight)
       .def_readonly("coef", &FiniteSum::coef)
       .def_readonly("intercept", &FiniteSum::intercept)

@@ -241,7 +241,7 @@ class FiniteSum:
         centre: bool,
     ) -> None:
         """
-        Rows are a table, or (values, columns, offsets, number of features) of CSR. Not copied.
+        Rows are a table, or (values, columns, offsets, features) of CSR; values are not copied.
         """
     def descend(
         self,
@@ -262,17 +262,6 @@ class FiniteSum:
     ) -> tuple[numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
         """
         The sums that snapshot() would form; nothing changes.
-        """
-    def gradient_norm(
-        self,
-        total: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-        intercept_total: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
-        l2: typing.SupportsFloat | typing.SupportsIndex,
-        l1: typing.SupportsFloat | typing.SupportsIndex,
-        fit_intercept: bool,
-    ) -> float:
-        """
-        The norm of the objective's gradient, given totals as snapshot() and gradient() form them.
         """
     def snapshot(self) -> None:
         """

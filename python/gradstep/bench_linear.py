@@ -333,7 +333,7 @@ def to_gradient(problem: Problem) -> float:
     """The tolerance at which gradstep's gradient has a norm of about `GRADIENT_GOAL`.
 
     It is relative to the gradient of the best model without features, which gives each class its
-    share of the rows.
+    share of the rows. The estimators divide each column's slope by its deviation, hence "about".
     """
     bias = np.log(np.bincount(problem.y) / len(problem.y))
     params = [np.zeros((problem.x.shape[1], len(bias))), bias]

@@ -6,17 +6,19 @@ one per target, and for classes one in all where there are two, otherwise one ea
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import sparse, special
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import LabelEncoder
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import (
@@ -27,6 +29,7 @@ from sklearn.utils.multiclass import (
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .. import _checks as check
+from .. import _core
 from ..training import _bar
 
 Array = NDArray[Any]
@@ -40,7 +43,8 @@ class LinearModel(BaseEstimator):
 
     Subclasses have the arguments `fit_intercept`, `warm_start` and `verbose`, and say in `_fit` how
     they fit. A fit that resumes another one, by `partial_fit` or `warm_start`, takes features,
-    dtype, outputs and classes from it.
+    dtype, outputs and classes from it. It may also resume from a `coef_` that the user has set;
+    other attributes that are missing then start anew.
     """
 
     warm_start: bool
@@ -110,29 +114,42 @@ class LinearModel(BaseEstimator):
 
     def _validated(self, X: Any, y: Any, resume: bool, **options: Any) -> tuple[Array, Array]:  # noqa: N803
         """Rows in float32 or float64 and targets, as scikit-learn checks them."""
+        # Of a list the first is what all other dtypes become.
+        dtypes: list[Any] = [np.float64, np.float32]
+        if resume and np.asarray(self.coef_).dtype in dtypes:
+            dtypes = [np.asarray(self.coef_).dtype]
         x, y = validate_data(
             self,
             X,
             y,
-            reset=not resume,
+            reset=not (resume and hasattr(self, "n_features_in_")),
             accept_sparse=self._sparse,
-            # Of a list the first is what all other dtypes become.
-            dtype=self.coef_.dtype if resume else [np.float64, np.float32],
+            dtype=dtypes,
             **options,
         )
-        return x, y
+        return x if sparse.issparse(x) else aligned(x), aligned(y)
 
     def _start(self, x: Array, outputs: int, resume: bool) -> tuple[Array, Array]:
         """Weight and bias to begin with, in new memory: zeros, or what was fitted before."""
         weight, bias = np.zeros((x.shape[1], outputs), x.dtype), np.zeros(outputs, x.dtype)
         if resume:
-            fitted = np.atleast_2d(self.coef_).T
-            if fitted.shape != weight.shape:
-                columns = f"{fitted.shape[1]} columns of the fit before"
+            coef, intercept = np.asarray(self.coef_), np.asarray(getattr(self, "intercept_", 0.0))
+            for name, value in (("coef_", coef), ("intercept_", intercept)):
+                if not np.isfinite(value).all():
+                    raise ValueError(f"{name} must be finite, got {value[~np.isfinite(value)][0]}")
+            if isinstance(self, LinearRegressor) and coef.ndim == 2 and len(coef) != outputs:
+                columns = f"{len(coef)} columns of the fit before"
                 raise ValueError(f"y must have the {columns}, got {outputs}")
-            weight[...] = fitted
+            if np.atleast_2d(coef).shape != weight.T.shape:
+                wanted = weight.T.shape[-max(coef.ndim, 1) :]
+                data = "these features and targets"
+                raise ValueError(f"coef_ must have the shape {wanted} for {data}, got {coef.shape}")
+            if intercept.size not in (1, outputs):
+                wanted = f"the shape ({outputs},)"
+                raise ValueError(f"intercept_ must have {wanted}, got {intercept.shape}")
+            weight[...] = np.atleast_2d(coef).T
             if check.flag("fit_intercept", self.fit_intercept):
-                bias[...] = self.intercept_
+                bias[...] = intercept
         return weight, bias
 
     def _keep(self, weight: Array, bias: Array, flat: bool = False) -> None:
@@ -179,8 +196,8 @@ class LinearRegressor(RegressorMixin, LinearModel):
         largest = np.abs(y).max(initial=0)
         if largest > np.finfo(x.dtype).max:
             raise ValueError(f"y must fit in {x.dtype}, the dtype of X, got {largest}")
-        if resume and y.ndim != self.coef_.ndim:
-            was = "one number per row" if self.coef_.ndim == 1 else "a row of numbers per row"
+        if resume and y.ndim != np.ndim(self.coef_):
+            was = "one number per row" if np.ndim(self.coef_) == 1 else "a row of numbers per row"
             raise ValueError(f"y must have {was}, as in the fit before, got the shape {y.shape}")
         return x, y.astype(x.dtype, copy=False), relative_weights(sample_weight, x)
 
@@ -210,10 +227,11 @@ class LinearRegressor(RegressorMixin, LinearModel):
 class LinearClassifier(ClassifierMixin, LinearModel):
     """Classes as targets.
 
-    Subclasses have the argument `loss`, whose "logistic" gives probabilities: the logistic
-    function of the score for two classes, the softmax of the scores for more.
+    Subclasses have the arguments `class_weight` and `loss`, whose "logistic" gives probabilities:
+    the logistic function of the score for two classes, the softmax of the scores for more.
     """
 
+    class_weight: Any
     classes_: Array
 
     def _check_data(
@@ -225,34 +243,64 @@ class LinearClassifier(ClassifierMixin, LinearModel):
         resume: bool,
         classes: ArrayLike | None = None,
     ) -> tuple[Array, Array, Array | None]:
-        """Rows, for each the place of its class in `classes_`, and `relative_weights`.
+        """Rows, for each the place of its class in `classes_`, and `relative_weights` times that of
+        its class.
 
         Args:
             X, y, sample_weight: as given to the fit.
-            resume: whether `classes_` stay, otherwise they are set.
+            resume: whether `classes_` stay where there are some, otherwise they are set.
             classes: all there are, where `y` need not hold each of them.
         """
         x, y = self._validated(X, y, resume)
         check_classification_targets(y)
         weights = relative_weights(sample_weight, x)
-        if not resume and classes is None:
+        known = resume and hasattr(self, "classes_")
+        if not known and classes is None:
             # One sort of the labels, where an encoder would take three.
             self.classes_, codes = np.unique(y, return_inverse=True)
         else:
-            if not resume:
+            if not known:
                 self.classes_ = unique_labels(classes)
             encoder = LabelEncoder()
             encoder.classes_ = self.classes_
             codes = encoder.transform(y)
+        weights = self._with_class_weights(codes, weights)
         # A weight of 0 leaves a row out.
         counted = codes if weights is None else codes[weights > 0]
         present = (
-            self.classes_ if resume or classes is not None else self.classes_[np.unique(counted)]
+            self.classes_ if known or classes is not None else self.classes_[np.unique(counted)]
         )
         if len(present) < 2:
             name = "y" if classes is None else "classes"
             raise ValueError(f"{name} must hold at least two classes, got one class: {present[0]}")
         return x, codes, weights
+
+    def _with_class_weights(self, codes: Array, weights: Array | None) -> Array | None:
+        """The weights of rows, each times that of its class."""
+        if self.class_weight is None:
+            return weights
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            counts = np.bincount(codes, weights, minlength=len(self.classes_))
+            # A class without a row, or of weight 0, takes no part.
+            by_class = counts.sum() / (np.count_nonzero(counts) * np.where(counts > 0, counts, 1))
+        elif isinstance(self.class_weight, Mapping):
+            options = dict(self.class_weight)
+            by_class = compute_class_weight(options, classes=self.classes_, y=self.classes_)
+        else:
+            raise ValueError(
+                f'class_weight must be a dict, "balanced" or None, got {self.class_weight!r}'
+            )
+        if not (np.isfinite(by_class).all() and by_class.min() >= 0):
+            raise ValueError(
+                f"class_weight must hold numbers of at least 0, got {self.class_weight!r}"
+            )
+        product = by_class[codes] * (1.0 if weights is None else weights)
+        if not 0 < product.sum() < math.inf:
+            raise ValueError(
+                "class_weight must leave rows with a weight above 0 and a finite sum of weights, "
+                f"got {self.class_weight!r}"
+            )
+        return np.asarray(product)
 
     def partial_fit(
         self: Classifier,
@@ -267,10 +315,17 @@ class LinearClassifier(ClassifierMixin, LinearModel):
             X, y, sample_weight: see `fit`. Weights count within the call.
             classes: all classes there will be; needed in the first call only.
         """
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                "class_weight must be a dict or None in partial_fit, which does not know how many "
+                f"rows of each class there will be, got {self.class_weight!r}: "
+                "sklearn.utils.class_weight.compute_class_weight has the numbers for a dict"
+            )
         with self._all_or_nothing():
             first = _check_partial_fit_first_call(self, classes)
             known = {"classes": classes} if first else {}
-            self._fit(X, y, sample_weight, resume=not first, one_epoch=True, **known)
+            resume = self.__sklearn_is_fitted__()
+            self._fit(X, y, sample_weight, resume=resume, one_epoch=True, **known)
         return self
 
     @property
@@ -326,6 +381,11 @@ class LinearClassifier(ClassifierMixin, LinearModel):
         return np.asarray(special.log_softmax(z, axis=1))
 
 
+def aligned(array: Array) -> Array:
+    """A copy where elements are not aligned to their size, as in a packed structured array."""
+    return np.require(array, requirements="A")
+
+
 def relative_weights(sample_weight: Any, x: Array) -> Array | None:
     """The weights of rows in float64, scaled to a mean of 1; None for None.
 
@@ -350,3 +410,40 @@ def relative_weights(sample_weight: Any, x: Array) -> Array | None:
         raise ValueError("sample_weight must hold a weight above zero, got only zeros")
     relative = weights / largest  # their sum cannot overflow
     return np.asarray(relative / relative.mean())
+
+
+def null_intercept(loss: str, targets: Array, weights: Array | None, outputs: int) -> Array:
+    """The best scores of a model without features, about, one per output.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._base import null_intercept
+        >>> null_intercept("least_squares", np.array([1.0, 3.0]), None, 1)
+        array([2.])
+    """
+    if loss in ("least_squares", "huber"):
+        table = targets.reshape(len(targets), outputs)
+        if loss == "least_squares":
+            return np.asarray(np.average(table.astype(np.float64), axis=0, weights=weights))
+        return np.array([weighted_median(column, weights) for column in table.T])
+    counts = np.bincount(targets.astype(np.int64), weights, minlength=max(outputs, 2))
+    # A class without a row would have a score of minus infinity.
+    shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+    if loss == "squared_hinge":
+        return np.asarray(2 * (shares[1:] if outputs == 1 else shares) - 1)
+    logs = _core.log(shares)  # whose bits no processor changes
+    return np.asarray(logs[1:] - logs[0] if outputs == 1 else logs - logs.mean())
+
+
+def weighted_median(values: Array, weights: Array | None) -> float:
+    """The least value up to which lies half of the weight.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradstep.linear._base import weighted_median
+        >>> weighted_median(np.array([3.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0]))
+        3.0
+    """
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
+    return float(values[order[np.searchsorted(below, below[-1] / 2)]])

@@ -16,8 +16,16 @@ from .. import _checks as check
 from .. import losses
 from ..optimizers import SGD, LearningRate, Optimizer
 from ..stability import batch_curvature, find_class, has_bound, max_stable_lr
-from ..training import Epoch, History, LossAndGrad, _batch_size, _norm, train
-from ._base import Array, LinearClassifier, LinearModel, LinearRegressor, relative_weights
+from ..training import Epoch, History, LossAndGrad, _batch_size, train
+from ._base import (
+    Array,
+    LinearClassifier,
+    LinearModel,
+    LinearRegressor,
+    null_intercept,
+    relative_weights,
+)
+from ._tolerance import RelativeNorm
 
 #: Rows, targets and, where there are some, weights: what the objective takes after the parameters.
 Data = tuple[Array, ...]
@@ -67,13 +75,12 @@ class Descent(LinearModel):
             # To the losses one output is a vector; this view of it updates `weight`.
             live = weight[:, 0] if outputs == 1 else weight
             params = [live, bias] if self.fit_intercept else [live]
-            objective = _penalised(self._loss(name), self.alpha)
-
             going_on = resume and one_epoch
-            rng = copy.deepcopy(self._rng) if going_on else _generator(self.random_state)
+            rng = copy.deepcopy(getattr(self, "_rng", None)) if going_on else None
+            rng = _generator(self.random_state) if rng is None else rng
             opt = self._optimizer(rule, params, name, x, weights, going_on)
             data: Data = (x, targets) if weights is None else (x, targets, weights)
-            history, complaint = self._train(opt, objective, data, rng, one_epoch)
+            history, complaint = self._train(opt, name, data, rng, one_epoch)
             flat = isinstance(self, LinearRegressor) and y.ndim == 1
             self._keep(weight, bias, flat)
             self.lr_, self.history_, self.n_iter_ = opt.lr, history, history.epochs
@@ -84,12 +91,13 @@ class Descent(LinearModel):
     def _train(
         self,
         opt: Optimizer,
-        objective: LossAndGrad,
+        loss: str,
         data: Data,
         rng: np.random.Generator,
         one_epoch: bool,
     ) -> tuple[History, str]:
         """The history, and what there is to complain of."""
+        objective = _penalised(self._loss(loss), self.alpha)
         stops: dict[str, Any] = {"epochs": 1}
         test = None
         if not one_epoch:
@@ -97,7 +105,16 @@ class Descent(LinearModel):
             if self.validation_fraction > 0:
                 data, stops["validation"] = self._split(data, rng)
             if self.tol is not None and self.loss != "hinge":
-                test = _Tolerance(self.tol, objective, data, opt.params, self.batch_size == "full")
+                test = _Tolerance(
+                    self.tol,
+                    objective,
+                    data,
+                    opt.params,
+                    loss=loss,
+                    alpha=self.alpha,
+                    full=self.batch_size == "full",
+                )
+                objective = test.objective
                 stops["callbacks"] = [test.converged]
         history = train(
             opt,
@@ -110,9 +127,19 @@ class Descent(LinearModel):
             **stops,
         )
         if history.stop == "non-finite":
-            return history, f"{history.reason}. Lower lr, or scale the features"
+            return (
+                history,
+                f"{history.reason}. Lower lr, or scale the features, with StandardScaler for one",
+            )
         if history.stop == "epochs" and test is not None:
-            return history, test.report(history.epochs)
+            advice = (
+                "Scale the features, with StandardScaler for one, take a rule with momentum, or "
+                "raise max_iter"
+                if self.batch_size == "full"
+                else "Batches are noisy: lower lr by a schedule, take larger ones, stop by "
+                "patience, or scale the features, with StandardScaler for one"
+            )
+            return history, test.report(history.epochs, advice)
         return history, ""
 
     def _check_arguments(self) -> type[Optimizer]:
@@ -168,7 +195,7 @@ class Descent(LinearModel):
             self._stable_lr = min(lr, self._stable_lr) if going_on else lr
             fading = functools.partial(_fading, self._stable_lr)
             opt.lr = fading if loss == "hinge" else self._stable_lr
-        if going_on and self._state["rule"] == opt.rule:
+        if going_on and getattr(self, "_state", {}).get("rule") == opt.rule:
             # The arguments are those of now.
             opt.load_state_dict({**self._state, "hyperparameters": opt.hyperparameters})
         return opt
@@ -199,44 +226,100 @@ class Descent(LinearModel):
             random_state=int(rng.integers(2**31)),
         )
         return [
-            (x, y, *(np.asarray(relative_weights(w, x)) for w in weights))
+            # Class weights have a mean of their own, which each part keeps.
+            (x, y, *(np.asarray(relative_weights(w, x)) * data[2].mean() for w in weights))
             for x, y, *weights in (parts[::2], parts[1::2])
         ]
 
 
 class _Tolerance:
-    """The norm of the gradient over all rows, held against that at coefficients of 0.
+    """Whether the gradient over all rows is small enough, in the units of `RelativeNorm`.
 
     It does not depend on where a fit starts: one that resumes near the optimum is done at once.
     """
 
     def __init__(
-        self, tol: float, objective: LossAndGrad, data: Data, params: list[Array], full: bool
+        self,
+        tol: float,
+        objective: LossAndGrad,
+        data: Data,
+        params: list[Array],
+        *,
+        loss: str,
+        alpha: float,
+        full: bool,
     ) -> None:
         self._tol, self._full = tol, full
-        self._objective, self._data = objective, data
-        self._start = self._gradient_norm([np.zeros_like(array) for array in params])
-        self._norm = self._start
+        self._penalised, self._data = objective, data
+        self._alpha, self._outputs = alpha, params[0].size // len(params[0])
+        x, targets, *weights = data
+        relative = weights[0] if weights else None
+        intercept, regression = len(params) > 1, loss in ("least_squares", "huber")
+        self._mean_weight = 1.0 if relative is None else float(relative.mean())
+        means, variances = _moments(x, relative, intercept)
+        self._relative = RelativeNorm(
+            means,
+            variances,
+            weight=self._mean_weight,
+            l2=alpha,
+            l1=0.0,
+            intercept=intercept,
+            separate=regression,
+        )
+        null = [np.zeros_like(array) for array in params]
+        if intercept:
+            labels = (
+                targets.argmax(axis=1) if loss == "squared_hinge" and targets.ndim == 2 else targets
+            )
+            null[1][...] = null_intercept(loss, labels, relative, self._outputs)
+        slopes, of_intercept = self._slopes(null, objective(null, *data)[1])
+        largest = np.abs(targets.reshape(len(x), -1)).max(axis=0) if regression else np.ones(1)
+        rounding = np.finfo(x.dtype).eps * largest.astype(np.float64)
+        self._relative.start(slopes, of_intercept, rounding)
+        self._norm = math.inf
+
+    def objective(self, params: list[Array], *batch: Array) -> tuple[float, list[Array]]:
+        """What is descended. Full batches have the gradient that is asked for."""
+        value, grads = self._penalised(params, *batch)
+        if self._full and batch[0] is self._data[0]:
+            self._norm = self._norm_of(params, grads)
+        return value, grads
 
     def converged(self, epoch: Epoch) -> bool:
         # The norms of batches are noisy, and their mean need not go to 0.
-        self._norm = epoch.grad_norm if self._full else self._gradient_norm(epoch.opt.params)
-        return self._norm <= self._tol * self._start
+        if not self._full:
+            params = epoch.opt.params
+            self._norm = self._norm_of(params, self._penalised(params, *self._data)[1])
+        return self._norm <= self._tol
 
-    def _gradient_norm(self, params: list[Array]) -> float:
-        return _norm(self._objective(params, *self._data)[1])
+    def _norm_of(self, params: list[Array], grads: list[Array]) -> float:
+        weight = params[0].reshape(-1, self._outputs).astype(np.float64)
+        return self._relative(*self._slopes(params, grads), weight)
 
-    def report(self, epochs: int) -> str:
-        advice = (
-            "Scale the features, take a rule with momentum, or raise max_iter"
-            if self._full
-            else "Batches are noisy: lower lr by a schedule, take larger ones, or stop by patience"
-        )
+    def _slopes(self, params: list[Array], grads: list[Array]) -> tuple[Array, Array]:
+        """The gradient of the loss alone, in float64, by weight and intercept."""
+        loss = (grads[0] - self._alpha * params[0]).reshape(-1, self._outputs)
+        return loss.astype(np.float64), np.ravel(grads[-1] if len(grads) > 1 else 0.0).astype(float)
+
+    def report(self, epochs: int, advice: str) -> str:
         return (
-            f"after {epochs} epochs the gradient norm is {self._norm:.3g}, above tol={self._tol:g} "
-            f"times the {self._start:.3g} at coefficients of 0. {advice}; tol=None asks for all "
-            "epochs"
+            f"after {epochs} epochs the norm of the gradient is {self._norm:.3g} times that of the "
+            f"best model without features, above tol={self._tol:g}. {advice}; tol=None asks for "
+            "all epochs"
         )
+
+
+def _moments(x: Array, weights: Array | None, centred: bool) -> tuple[Array, Array]:
+    """Weighted means and variances of the columns; 0 and mean squares unless `centred`."""
+    shift = x[0].astype(np.float64) * centred  # so that a large mean costs no digits
+    sums = np.zeros((2, x.shape[1]))
+    for first in range(0, len(x), 4096):
+        part = x[first : first + 4096] - shift
+        w = np.ones(len(part)) if weights is None else weights[first : first + 4096]
+        sums += w @ part, w @ (part * part)
+    means, squares = sums / (len(x) if weights is None else weights.sum())
+    means *= centred
+    return means + shift, squares - means * means
 
 
 def _penalised(loss: losses.Loss, alpha: float) -> LossAndGrad:
@@ -312,9 +395,10 @@ class GDRegressor(LinearRegressor, Descent):
         alpha: the penalty, at least 0, default 1e-4. The intercept has none.
         fit_intercept: default True.
         max_iter: the most epochs, default 1000.
-        tol: stop when the norm of the gradient over all rows is at most `tol` times that at
-            coefficients of 0; at least 0, default 1e-3. With batches it takes a pass per epoch to
-            know. None for no such test, and no warning that it has not been met.
+        tol: stop when the norm of the gradient over all rows is at most `tol` times that of the
+            best model without features; at least 0, default 1e-3. See `SAGRegressor` for the units.
+            With batches it takes a pass per epoch to know. None for no such test, and no warning
+            that it has not been met.
         patience: stop after so many epochs without a better loss, of the rows held out where there
             are some. None (default) for any number.
         validation_fraction: the part of the rows held out, below 1, default 0.
@@ -413,8 +497,9 @@ class GDClassifier(LinearClassifier, Descent):
     minimise  mean_i s_i loss(x_i coef + intercept, y_i) + alpha/2 |coef|^2
     ```
 
-    `s` are the sample weights, scaled to a mean of 1. For more than two classes the logistic loss
-    is that of the softmax, and the hinges are summed over one problem per class against the rest.
+    `s` are the sample weights, scaled to a mean of 1, times the weights of the classes. For more
+    than two classes the logistic loss is that of the softmax, and the hinges are summed over one
+    problem per class against the rest.
 
     Args:
         loss: "logistic" (default), "squared_hinge" or "hinge", see `gradstep.losses`. The hinge has
@@ -422,6 +507,7 @@ class GDClassifier(LinearClassifier, Descent):
             has a bound, `lr="auto"` shrinks by the root of the step.
         rule, lr, rule_options, batch_size, alpha, fit_intercept, max_iter, tol, patience,
             validation_fraction, shuffle, random_state, warm_start, verbose: see `GDRegressor`.
+        class_weight: see `SAGClassifier`.
 
     Attributes:
         classes_: the classes in order.
@@ -459,6 +545,7 @@ class GDClassifier(LinearClassifier, Descent):
         batch_size: int | Literal["full"] = "full",
         alpha: float = 1e-4,
         fit_intercept: bool = True,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         max_iter: int = 1000,
         tol: float | None = 1e-3,
         patience: int | None = None,
@@ -475,6 +562,7 @@ class GDClassifier(LinearClassifier, Descent):
         self.batch_size = batch_size
         self.alpha = alpha
         self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
         self.max_iter = max_iter
         self.tol = tol
         self.patience = patience

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +15,15 @@ from .. import _core
 from .._memory import available_bytes
 from ..losses import CURVATURES
 from ..stability import max_stable_lr
-from ._base import Array, LinearClassifier, LinearModel, LinearRegressor
+from ._base import (
+    Array,
+    LinearClassifier,
+    LinearModel,
+    LinearRegressor,
+    aligned,
+    null_intercept,
+)
+from ._tolerance import RelativeNorm
 
 #: Columns that differ in scale by more than this are named in the advice.
 UNEQUAL = 10.0
@@ -50,13 +59,14 @@ class FiniteSumModel(LinearModel):
         one_epoch: bool = False,
         **classes: Any,
     ) -> None:
-        with self._all_or_nothing():
+        # What overflows on the way shows in the norm of the gradient.
+        with self._all_or_nothing(), np.errstate(over="ignore", invalid="ignore"):
             self._check_arguments()
             x, y, weights = self._check_data(X, y, sample_weight, resume=resume, **classes)
             if sparse.issparse(x) and self.variant == "sag":
                 raise ValueError("variant must be 'saga' or 'svrg' for sparse rows, got 'sag'")
             loss, targets, outputs = self._problem(y)
-            if not (resume and one_epoch):
+            if not (resume and one_epoch and hasattr(self, "_seed")):
                 self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
                 self._draws = 0
             weight, bias = self._start(x, outputs, resume)
@@ -82,7 +92,7 @@ class FiniteSumModel(LinearModel):
 
     def _descend(self, descent: Descent, epochs: int, one_epoch: bool) -> str:
         """Take epochs until the gradient is small. Returns what there is to complain of."""
-        goal = None if one_epoch or self.tol is None else self.tol * descent.scale
+        goal = None if one_epoch else self.tol
         sure = 1.0  # the estimate over the true norm, where it was too low
         norm = math.inf
         with self._progress(epochs) as bar:
@@ -112,8 +122,8 @@ class FiniteSumModel(LinearModel):
         if self.gradient_norm_ <= goal:
             return ""
         return (
-            f"after {epochs} epochs the gradient has the norm {self.gradient_norm_:.2e}, and "
-            f"tol={self.tol:g} asks for {goal:.2e}. {self._advice(descent)}"
+            f"after {epochs} epochs the norm of the gradient is {self.gradient_norm_:.2e} times "
+            f"that of the best model without features, above tol={goal:g}. {self._advice(descent)}"
         )
 
     def _advice(self, descent: Descent) -> str:
@@ -176,7 +186,7 @@ class Descent:
         self.rows: int = x.shape[0]
         self.features: int = x.shape[1]
         self.dtype, self.loss, self.variant = x.dtype, loss, variant
-        self.l2, self.l1, self.fit_intercept = l2, l1, fit_intercept
+        self.fit_intercept = fit_intercept
         self.is_sparse = sparse.issparse(x)
         needed, free = 8 * self.rows * outputs, available_bytes()
         if needed > free:
@@ -194,18 +204,35 @@ class Descent:
             delta,
             centre,
         )
+        # The sum is divided by all weights, the objective by the number of rows: class weights have
+        # another mean than 1.
+        self.mean_weight = float(self.sum.total_weight / self.rows)
+        self.l2, self.l1 = l2 / self.mean_weight, l1 / self.mean_weight
         if fit_intercept:
             self.sum.intercept[...] = null_intercept(loss, targets, weights, outputs)
         # What is subtracted from the rows is rounded to their type.
-        self.means = self.sum.means[: self.features].astype(self.dtype).astype(np.float64) * centre
+        means = self.sum.means[: self.features]
+        self.means = means.astype(self.dtype).astype(np.float64) * centre
+        regression = loss in ("least_squares", "huber")
+        self.norm = RelativeNorm(
+            means - self.means,
+            self.sum.squares[: self.features] - means * means * fit_intercept,
+            weight=1.0,
+            l2=self.l2,
+            l1=self.l1,
+            intercept=fit_intercept,
+            separate=regression,
+        )
+        largest = np.abs(targets.reshape(len(targets), -1)).max(axis=0) if regression else 1.0
+        self.rounding = np.finfo(np.float64).eps * largest
 
     def begin(self, weight: Array, bias: Array, resume: bool) -> None:
         """Start from the best constant prediction, or where the last fit ended.
 
-        The gradient at the first of them is the scale of the tolerance.
+        The gradient at the first of them is the unit of `norm`.
         """
         self.sum.snapshot()
-        self.scale = self._norm(self.sum.sum, self.sum.intercept_sum, l1=0.0)
+        self.norm.start(*self._slopes(self.sum.sum, self.sum.intercept_sum), self.rounding)
         if resume:
             self._coef()[...] = weight
             # A column that no row holds is never stepped at; its optimum is 0.
@@ -229,12 +256,13 @@ class Descent:
         if not math.isfinite(curvature):
             raise ValueError("X must have rows with finite squares, got numbers too large for that")
         if self.variant != "saga":
-            return max_stable_lr(self.variant, curvature)
+            return max_stable_lr(self.variant, curvature) / self.mean_weight
         # The strong convexity is known, and Defazio et al. 2014, theorem 1, use it.
         known = 1 / (2 * (curvature + self.rows * self.l2))
-        return max(max_stable_lr("saga", curvature), known)
+        return max(max_stable_lr("saga", curvature), known) / self.mean_weight
 
     def epoch(self, lr: float, seed: int, draws: int) -> None:
+        lr *= self.mean_weight
         self.sum.descend(
             self.variant, lr, self.l2, self.l1, self.fit_intercept, self.rows, seed, draws
         )
@@ -243,11 +271,11 @@ class Descent:
 
     def estimate(self) -> float:
         """The norm of the gradient that the table has; of SVRG's, the true one."""
-        return self._norm(self.sum.sum, self.sum.intercept_sum, self.l1)
+        return self._norm(self.sum.sum, self.sum.intercept_sum)
 
     def true_norm(self) -> float:
         self.gradient = self.sum.gradient()
-        return self._norm(*self.gradient, self.l1)
+        return self._norm(*self.gradient)
 
     def last_step(self) -> None:
         """A step of full descent along the gradient whose norm was asked for last.
@@ -279,11 +307,18 @@ class Descent:
 
     def _coef(self) -> Array:
         """The weight, of shape (p, k), without padding."""
-        coef = self.sum.coef
-        return coef if self.is_sparse else coef[:, : self.features].T
+        return self._without_padding(self.sum.coef)
 
-    def _norm(self, total: Array, intercept_total: Array, l1: float) -> float:
-        return self.sum.gradient_norm(total, intercept_total, self.l2, l1, self.fit_intercept)
+    def _without_padding(self, of_columns: Array) -> Array:
+        return of_columns if self.is_sparse else of_columns[:, : self.features].T
+
+    def _slopes(self, total: Array, intercept_total: Array) -> tuple[Array, Array]:
+        """The gradient of the mean loss, from what the finite sum has."""
+        total_weight = self.sum.total_weight
+        return self._without_padding(total) / total_weight, intercept_total / total_weight
+
+    def _norm(self, total: Array, intercept_total: Array) -> float:
+        return self.norm(*self._slopes(total, intercept_total), self._coef())
 
     def _shift(self, weight: Array) -> Array:
         """What centring takes from the intercepts. BLAS has other bits on other processors."""
@@ -303,44 +338,8 @@ def canonical(x: Any) -> tuple[Array, Array, Array, int]:
         x = x.copy()
         x.sum_duplicates()
     index = x.indices.dtype
-    return x.data, x.indices, x.indptr.astype(index, copy=False), x.shape[1]
-
-
-def null_intercept(loss: str, targets: Array, weights: Array | None, outputs: int) -> Array:
-    """The best scores of a model without features, about, one per output.
-
-    Example:
-        >>> import numpy as np
-        >>> from gradstep.linear._sag import null_intercept
-        >>> null_intercept("least_squares", np.array([1.0, 3.0]), None, 1)
-        array([2.])
-    """
-    if loss in ("least_squares", "huber"):
-        table = targets.reshape(len(targets), outputs)
-        if loss == "least_squares":
-            return np.asarray(np.average(table.astype(np.float64), axis=0, weights=weights))
-        return np.array([weighted_median(column, weights) for column in table.T])
-    counts = np.bincount(targets.astype(np.int64), weights, minlength=max(outputs, 2))
-    # A class without a row would have a score of minus infinity.
-    shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
-    if loss == "squared_hinge":
-        return np.asarray(2 * (shares[1:] if outputs == 1 else shares) - 1)
-    logs = _core.log(shares)  # whose bits no processor changes
-    return np.asarray(logs[1:] - logs[0] if outputs == 1 else logs - logs.mean())
-
-
-def weighted_median(values: Array, weights: Array | None) -> float:
-    """The least value up to which lies half of the weight.
-
-    Example:
-        >>> import numpy as np
-        >>> from gradstep.linear._sag import weighted_median
-        >>> weighted_median(np.array([3.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0]))
-        3.0
-    """
-    order = np.argsort(values, kind="stable")
-    below = np.cumsum(np.ones(len(values)) if weights is None else weights[order])
-    return float(values[order[np.searchsorted(below, below[-1] / 2)]])
+    offsets = x.indptr.astype(index, copy=False)
+    return aligned(x.data), aligned(x.indices), aligned(offsets), x.shape[1]
 
 
 class SAGRegressor(LinearRegressor, FiniteSumModel):
@@ -374,9 +373,11 @@ class SAGRegressor(LinearRegressor, FiniteSumModel):
         fit_intercept: default True.
         max_iter: the most epochs, default 1000. An epoch draws n rows, by their weights.
         tol: stop when the norm of the gradient over all rows is at most `tol` times that of the
-            best model without features; at least 0, default 1e-4. The table tells the norm for
-            nothing, and a pass over the rows confirms it. None for no such test, and no warning
-            that it has not been met.
+            best model without features; at least 0, default 1e-4. The slope of each column is
+            divided by the root of its variance plus the penalty, so that neither units nor means
+            count; several targets must each pass. The gradient table has the norm at no cost, and a
+            pass over the rows confirms it. None for no such test, and no warning that it has not
+            been met.
         random_state: of the draws: a whole number, a `numpy.random.RandomState`, or None (default)
             for others in every fit.
         warm_start: start from the coefficients of the last fit. Default False.
@@ -387,8 +388,9 @@ class SAGRegressor(LinearRegressor, FiniteSumModel):
         intercept_: a number, or shape (k,).
         lr_: the learning rate that was used.
         n_iter_: epochs of the last call.
-        gradient_norm_: the norm of the gradient before the last step; where there is no such step,
-            in `partial_fit` and with `tol=None`, what the table tells of it.
+        gradient_norm_: the norm of the gradient before the last step, which `tol` is compared
+            with; where there is no such step, in `partial_fit` and with `tol=None`, that of the
+            gradient table.
         n_features_in_, feature_names_in_: as in all of scikit-learn.
 
     Raises:
@@ -457,10 +459,10 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
               + alpha ((1 - l1_ratio)/2 |coef|^2 + l1_ratio |coef|_1)
     ```
 
-    `s` are the sample weights, scaled to a mean of 1. For more than two classes the logistic loss
-    is that of the softmax, and the squared hinge is summed over one problem per class against the
-    rest; all classes share a pass over a row. LogisticRegression's C in scikit-learn is
-    1/(n alpha).
+    `s` are the sample weights, scaled to a mean of 1, times the weights of the classes. For more
+    than two classes the logistic loss is that of the softmax, and the squared hinge is summed over
+    one problem per class against the rest; all classes share a pass over a row.
+    LogisticRegression's C in scikit-learn is 1/(n alpha).
 
     The result has the same bits for any number of threads, instruction set and processor.
 
@@ -468,6 +470,10 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         loss: "logistic" (default) or "squared_hinge", see `gradstep.losses`.
         variant, alpha, l1_ratio, lr, fit_intercept, max_iter, tol, random_state, warm_start,
             verbose: see `SAGRegressor`.
+        class_weight: a dict with what each row of a class counts, 1 for classes that are not in
+            it; or "balanced", with which each class counts alike and `s` keeps a mean of 1, not for
+            `partial_fit`; or None (default) for 1. Sample weights multiply it, and count for
+            "balanced".
 
     Attributes:
         classes_: the classes in order.
@@ -503,6 +509,7 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         l1_ratio: float = 0.0,
         lr: float | Literal["auto"] = "auto",
         fit_intercept: bool = True,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         max_iter: int = 1000,
         tol: float | None = 1e-4,
         random_state: int | np.random.RandomState | None = None,
@@ -515,6 +522,7 @@ class SAGClassifier(LinearClassifier, FiniteSumModel):
         self.l1_ratio = l1_ratio
         self.lr = lr
         self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
