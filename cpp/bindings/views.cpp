@@ -65,6 +65,12 @@ bool look(PyObject* object, dlpack::Tensor& tensor) {
   return true;
 }
 
+void refuse_without_memory(const py::handle& object, const std::string& name) {
+  throw py::value_error(name + " is a " + type_name(object) +
+                        " without memory of its own: steps update memory in place, so pass the tensors that hold the "
+                        "numbers");
+}
+
 bool is_negated(const py::handle& object) {
   return py::hasattr(object, "is_neg") && object.attr("is_neg")().cast<bool>();
 }

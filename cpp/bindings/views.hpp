@@ -59,6 +59,15 @@ inline std::int64_t element_count(const dlpack::Tensor& tensor) {
   return size;
 }
 
+/// Whether a tensor with elements has no memory for them: one of a wrapper class, or whose storage has been freed. Its
+/// address is null, or, in a view, an offset from null; no system maps what lies below 64 KiB.
+inline bool lacks_memory(const dlpack::Tensor& tensor) {
+  return tensor.device.type == dlpack::cpu && address(tensor) < 65536 && element_count(tensor) > 0;
+}
+
+/// Raises for such a tensor.
+[[noreturn]] void refuse_without_memory(const pybind11::handle& object, const std::string& name);
+
 /// Whether these are numbers of so many bits, in the memory of the CPU and aligned; floating-point, unless it is said.
 inline bool holds(const dlpack::Tensor& tensor, int bits, std::uint8_t code = dlpack::floating_point) {
   return tensor.device.type == dlpack::cpu && tensor.dtype.code == code && tensor.dtype.bits == bits &&
