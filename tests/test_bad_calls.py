@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array as python_array
 import copy
 import pickle
 import re
@@ -128,6 +129,12 @@ BAD_HYPER = [
     (gs.Adam, {"betas": (NAN, 0.9)}, ValueError, "beta1 must be in [0, 1), got nan"),
     (gs.Adam, {"betas": 0.9}, TypeError, "betas must be a pair of numbers, got 0.9"),
     (gs.Adam, {"betas": (0.9,)}, TypeError, "betas must be a pair of numbers, got (0.9,)"),
+    (gs.Adam, {"betas": "12"}, TypeError, "betas must be a pair of numbers, got '12'"),
+    (gs.Adam, {"betas": {0.8, 0.9}}, TypeError, "betas must be a pair of numbers, got {0."),
+    (gs.Adam, {"betas": np.zeros(3)}, TypeError, "betas must be a pair of numbers, got array("),
+    (gs.Adam, {"betas": np.zeros((2, 1))}, TypeError, "betas[0] must be a number, got [0.0]"),
+    (gs.Adam, {"betas": (0.9, "0.99")}, TypeError, "betas[1] must be a number, got '0.99'"),
+    (gs.Adam, {"lr": "1e-5"}, TypeError, "lr must be a number, got '1e-5'"),
     (gs.Adam, {"betas": ("a", 0.9)}, TypeError, "betas[0] must be a number, got 'a'"),
     (gs.Adam, {"eps": NAN}, ValueError, "eps must be above 0"),
     (gs.Adam, {"amsgrad": 1}, TypeError, "amsgrad must be True or False"),
@@ -443,3 +450,10 @@ def test_the_step_count_ends_at_what_float64_counts():
         opt.step(ones())
     assert opt.t == 2**53
     np.testing.assert_array_equal(opt.params, np.ones(3))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, np.float32, python_array.array])
+def test_pairs_are_any_sequence_or_array(kind):
+    betas = kind("d", (0.5, 0.75)) if kind is python_array.array else kind((0.5, 0.75))
+    opt = gs.Adam(np.zeros(2), betas=betas)
+    assert (opt.hyperparameters["beta1"], opt.hyperparameters["beta2"]) == (0.5, 0.75)

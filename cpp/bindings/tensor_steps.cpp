@@ -1,7 +1,8 @@
 // The steps of gradstep.torch: one call for all tensors of an optimizer, whatever their number.
 //
 // Nothing is relied on that PyTorch's users can change between steps: every tensor is asked for its memory again, which
-// costs some 40 ns, and the optimizer for its states. All of it is checked before the first write.
+// costs some 40 ns, and the optimizer for its states. All of it is checked before the first write. What a step works on
+// is held until its end, because other threads run meanwhile, and no longer: Python's collector does not see it.
 
 #include "tensor_steps.hpp"
 
@@ -158,7 +159,7 @@ class TensorSteps {
     fold(groups, table);
     const int threads = get_num_threads();
     touch_rows(threads);
-    keep_states(optimizer);
+    keep_states(optimizer, groups);
     py::list params(slots_.size());
     for (std::size_t i = 0; i < slots_.size(); ++i) params[i] = slots_[i].param;
     increment_version_(params);  // as PyTorch's own operations do, so that autograd knows of the change
@@ -203,6 +204,9 @@ class TensorSteps {
   // A parameter that has a gradient, for the time of a step.
   struct Slot {
     py::object param, grad, state;  // state: null where the rule has none, or until it is made
+    py::object state_tensors[max_states], count_tensor;
+    bool is_relaid = false;  // whether some of these are copies that `state` does not have yet
+    py::object axes;         // which it has not either; null: no others
     std::size_t group = 0;
     Memory memory{}, grad_memory{};
     Memory states[max_states]{};
@@ -231,6 +235,8 @@ class TensorSteps {
     }
     ~Hold() {
       steps.slots_.clear();
+      steps.state_dicts_.clear();
+      steps.direct_ = {};
       steps.busy_ = false;
     }
     TensorSteps& steps;
@@ -276,7 +282,9 @@ class TensorSteps {
 
   // As look(). The tensors of a network lie all over the memory, and out of the cache when their turn comes, so each
   // look also fetches what a later one will want: what the step before found there.
-  bool see(PyObject* object, dlpack::Tensor& tensor) const {
+  // Raises where there is no memory; `named` says what of.
+  template <class Named>
+  bool see(const py::handle& object, dlpack::Tensor& tensor, const Named& named) const {
     constexpr std::size_t ahead = 30;
     if (trail_.size() + ahead < trail_before_.size()) {
       const auto& [head, shape] = trail_before_[trail_.size() + ahead];
@@ -285,9 +293,10 @@ class TensorSteps {
       for (std::uintptr_t line = 0; line < 256; line += 64)
         GRADSTEP_PREFETCH(reinterpret_cast<const char*>(shape - 128 + line));
     }
-    const bool seen = look(object, tensor);
-    trail_.emplace_back(reinterpret_cast<std::uintptr_t>(object),
+    const bool seen = look(object.ptr(), tensor);
+    trail_.emplace_back(reinterpret_cast<std::uintptr_t>(object.ptr()),
                         reinterpret_cast<std::uintptr_t>(seen ? tensor.shape : nullptr));
+    if (seen && lacks_memory(tensor)) refuse_without_memory(object, named());
     return seen;
   }
 
@@ -297,8 +306,10 @@ class TensorSteps {
       const auto storage = storage_of(tensor);
       return storage && (is_wide(*storage) || rule.any_storage);
     };
-    if (!see(slot.param.ptr(), its) || !fits(its) || !is_dense(its) || is_negated_element(its, slot.param))
-      throw py::value_error(name(optimizer, slot.param) + " must be a dense " +
+    const auto named = [&] { return name(optimizer, slot); };
+    const auto grad_named = [&] { return "the gradient of " + named(); };
+    if (!see(slot.param, its, named) || !fits(its) || !is_dense(its) || is_negated_element(its, slot.param))
+      throw py::value_error(named() + " must be a dense " +
                             (rule.any_storage ? "float32, float64, bfloat16 or float16" : "float32 or float64") +
                             " tensor in the memory of the CPU, got " + shown(slot.param));
     slot.memory = memory_of(its);
@@ -311,7 +322,7 @@ class TensorSteps {
     }
     dlpack::Tensor grad;
     const auto like = [&] {
-      if (!see(slot.grad.ptr(), grad) || !fits(grad) || !same_shape(grad, its)) return false;
+      if (!see(slot.grad, grad, grad_named) || !fits(grad) || !same_shape(grad, its)) return false;
       const Memory memory = memory_of(grad);
       return rule.any_storage ? gradient_fits(memory.storage, slot.memory.storage)
                               : memory.storage == slot.memory.storage;
@@ -344,16 +355,24 @@ class TensorSteps {
       if (!slot.grad.attr(attribute).equal(slot.param.attr(attribute))) refuse_gradient(optimizer, slot, rule);
     if (!slot.grad.attr("sparse_dim")().equal(py::int_(1))) refuse_gradient(optimizer, slot, rule);
     check_order(optimizer, slot, its, "whose rows a sparse gradient has");
-    // Those of an expanded gradient are not contiguous. They are only read, so nothing is lost by a copy.
-    slot.indices = slot.grad.attr("_indices")().attr("contiguous")();
-    slot.rows = slot.grad.attr("_values")().attr("resolve_neg")().attr("contiguous")();
     dlpack::Tensor indices, rows;
-    const bool indexed = see(slot.indices.ptr(), indices) && indices.dtype.code == dlpack::signed_integer &&
-                         indices.dtype.bits == 64 && is_contiguous(indices);
+    const auto see_part = [&](const char* part, dlpack::Tensor& tensor) {
+      const auto named = [&] {
+        return "the " + std::string(part + 1) + " of the gradient of " + name(optimizer, slot);
+      };
+      py::object found = slot.grad.attr(part)();
+      see(found, tensor, named);  // before it is copied
+      // Those of an expanded gradient are not contiguous. They are only read, so nothing is lost by a copy.
+      found = found.attr("resolve_neg")().attr("contiguous")();
+      return std::make_pair(found, see(found, tensor, named));
+    };
+    bool indexed, valued;
+    std::tie(slot.indices, indexed) = see_part("_indices", indices);
+    std::tie(slot.rows, valued) = see_part("_values", rows);
+    indexed = indexed && holds(indices, 64, dlpack::signed_integer) && is_contiguous(indices);
     std::int64_t size = indexed ? element_count(indices) : 0;
     for (std::int32_t i = 1; i < its.ndim; ++i) size *= its.shape[i];
-    if (!indexed || !see(slot.rows.ptr(), rows) || !holds(rows, its.dtype.bits) || !is_contiguous(rows) ||
-        element_count(rows) != size)
+    if (!indexed || !valued || !holds(rows, its.dtype.bits) || !is_contiguous(rows) || element_count(rows) != size)
       refuse_gradient(optimizer, slot, rule);
     slot.row_indices = {reinterpret_cast<const void*>(address(indices)), /*wide=*/true, element_count(indices)};
     slot.row_count = its.shape[0];
@@ -363,8 +382,7 @@ class TensorSteps {
   static void check_order(const py::object& optimizer, const Slot& slot, const dlpack::Tensor& its,
                           const char* reason) {
     if (!is_contiguous(its))
-      throw py::value_error(name(optimizer, slot.param) + ", " + reason + ", must be contiguous, got " +
-                            shown(slot.param));
+      throw py::value_error(name(optimizer, slot) + ", " + reason + ", must be contiguous, got " + shown(slot.param));
   }
 
   [[noreturn]] static void refuse_gradient(const py::object& optimizer, const Slot& slot, const TensorRule& rule) {
@@ -378,7 +396,7 @@ class TensorSteps {
                                : !rule.sparse        ? "; sparse gradients are for SparseAdam and the like"
                                : !by_rows            ? "; sparse gradients are for float32 and float64"
                                                      : "";
-    throw py::value_error("the gradient of " + name(optimizer, slot.param) + " must be " + wanted +
+    throw py::value_error("the gradient of " + name(optimizer, slot) + " must be " + wanted +
                           " in the memory of the CPU, got " + shown(slot.grad) + advice);
   }
 
@@ -388,37 +406,42 @@ class TensorSteps {
     bool narrow = !is_wide(slot.memory.storage), blocked = false;
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
       if (!has_state(rule.spec, static_cast<int>(k), axes)) continue;
-      const py::handle state = item(optimizer, slot, rule.states[k]);
-      const bool held = see(state.ptr(), tensor) && state_storage_of(tensor) && !is_negated_element(tensor, state);
+      py::object& state = slot.state_tensors[k];
+      state = item(optimizer, slot, rule.states[k]);
+      const auto named = [&] { return described(optimizer, slot, rule.states[k]); };
+      const bool held = see(state, tensor, named) && state_storage_of(tensor) && !is_negated_element(tensor, state);
       const bool any_storage = rule.any_storage && !slot.indices;  // rows are swept as the arithmetic has them
-      const bool fits =
-          held && (any_storage ? state_fits(rule.spec.states[k], memory_of(tensor).storage, slot.memory.storage)
-                               : memory_of(tensor).storage == slot.memory.storage);
+      bool fits = held && (any_storage ? state_fits(rule.spec.states[k], memory_of(tensor).storage, slot.memory.storage)
+                                       : memory_of(tensor).storage == slot.memory.storage);
       if (held && any_storage && slot.single_precision() && is_blocked(memory_of(tensor).storage)) {
         blocked = true;
         const Shape shape = {blocks_of(slot.memory.size), held_block};
         if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))
-          throw py::value_error(described(optimizer, slot, rule.states[k]) +
-                                ", in 8 bits, must be contiguous, of the shape " + text(py::tuple(py::cast(shape))) +
-                                " and torch." + name_of(in_8_bits(rule.spec.states[k])) + ", got " + shown(state));
+          throw py::value_error(named() + ", in 8 bits, must be contiguous, of the shape " +
+                                text(py::tuple(py::cast(shape))) + " and torch." +
+                                name_of(in_8_bits(rule.spec.states[k])) + ", got " + shown(state));
       } else if (rule.spec.row_factor >= 0 && axes > 1) {
         const Shape shape = state_shape(rule.spec, static_cast<int>(k), shape_of(its));
         if (!fits || shape_of(tensor) != shape || !is_contiguous(tensor))
-          throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be contiguous, of the shape " +
-                                text(py::tuple(py::cast(shape))) + " and its parameter's dtype, got " + shown(state));
-      } else if (!fits || !same_shape(tensor, its) || !same_layout(tensor, its)) {
-        throw py::value_error(described(optimizer, slot, rule.states[k]) + " must be laid out as its parameter is, " +
-                              shown(slot.param) + ", got " + shown(state));
+          throw py::value_error(named() + " must be contiguous, of the shape " + text(py::tuple(py::cast(shape))) +
+                                " and its parameter's dtype, got " + shown(state));
+      } else {
+        fits = fits && same_shape(tensor, its);
+        // Where the parameter's axes have been exchanged in memory, so are the state's.
+        if (fits && !same_layout(tensor, its) && is_dense(tensor)) relay(slot, k, tensor);
+        if (!fits || !same_layout(tensor, its))
+          throw py::value_error(named() + " must be laid out as its parameter is, " + shown(slot.param) + ", got " +
+                                shown(state));
       }
       slot.states[k] = memory_of(tensor);
       slot.stored.states[k] = slot.states[k].storage;
       slot.is_stored |= slot.states[k].storage != arithmetic_of(slot.memory.storage);
       narrow |= !is_wide(slot.states[k].storage);
     }
-    if (blocked) check_axes(optimizer, slot, its);
+    if (blocked) order_blocks(optimizer, slot, its);
     slot.progress.clear();
     for (const py::str& key : rule.progress) {
-      const py::handle number = item(optimizer, slot, key);
+      const py::object number = item(optimizer, slot, key);
       const double value = PyFloat_Check(number.ptr()) ? PyFloat_AS_DOUBLE(number.ptr()) : -1;
       if (!(value >= 0 && value < HUGE_VAL))
         throw py::value_error(described(optimizer, slot, key) + " must be a float, finite and at least 0, got " +
@@ -426,48 +449,67 @@ class TensorSteps {
       slot.progress.push_back(value);
     }
     if (!rule.counts && !narrow) return;  // chances differ from step to step
-    const py::handle count = item(optimizer, slot, step_name_);
-    const bool known =
-        see(count.ptr(), tensor) && holds(tensor, tensor.dtype.bits == 32 ? 32 : 64) && element_count(tensor) == 1;
+    const py::object& count = slot.count_tensor = item(optimizer, slot, step_name_);
+    const bool known = see(count, tensor, [&] { return described(optimizer, slot, step_name_); }) &&
+                       holds(tensor, tensor.dtype.bits == 32 ? 32 : 64) && element_count(tensor) == 1;
     if (known) slot.count = {reinterpret_cast<void*>(address(tensor)), tensor.dtype.bits == 32};
     constexpr double most = 0x1p53;
     const double taken = known ? slot.count.read() : -1;
     if (!(taken >= 0 && taken < most && taken == std::floor(taken)))
       throw py::value_error(
-          "state 'step' of " + name(optimizer, slot.param) +
+          "state 'step' of " + name(optimizer, slot) +
           " must be one float32 or float64 number in the memory of the CPU, whole and at least 0, got " +
           (known ? text(py::float_(taken)) : shown(count)));
     slot.t = static_cast<std::int64_t>(taken) + 1;
   }
 
   // Blocks do not show for which elements their numbers were, so that stands beside them: the axes of more than one,
-  // with their sizes, as they lay in memory, from the outermost on.
-  void check_axes(const py::object& optimizer, const Slot& slot, const dlpack::Tensor& its) const {
+  // with their sizes, as they lay in memory, from the outermost on. Where these have been exchanged, so are the
+  // numbers.
+  void order_blocks(const py::object& optimizer, Slot& slot, const dlpack::Tensor& its) const {
     std::vector<std::pair<std::int32_t, std::int64_t>> axes;
     for (std::int32_t i = 0; i < its.ndim; ++i)
       if (its.shape[i] > 1) axes.emplace_back(i, its.shape[i]);
     if (!is_contiguous(its))
       std::sort(axes.begin(), axes.end(),
                 [&](const auto& a, const auto& b) { return its.strides[a.first] > its.strides[b.first]; });
-    const py::handle known = item(optimizer, slot, axes_name_);
+    const py::object known = item(optimizer, slot, axes_name_);
     const py::tuple lying(py::cast(axes));
-    if (!lying.equal(known))
+    if (lying.equal(known)) return;
+    bool same = py::isinstance<py::tuple>(known) && py::len(known) == lying.size();
+    for (const py::handle& axis : lying) same = same && known.contains(axis);
+    if (!same)
       throw py::value_error(described(optimizer, slot, axes_name_) + " must be " + text(lying) +
                             ", its parameter's axes and their sizes in the order of memory, got " +
                             text(py::repr(known)));
+    for (int k = 0; k < max_states; ++k) {
+      if (!slot.states[k].begin || !is_blocked(slot.states[k].storage)) continue;
+      dlpack::Tensor tensor;
+      relay(slot, k, tensor, known);
+      slot.states[k] = memory_of(tensor);
+    }
+    slot.axes = lying;
+  }
+
+  // Replaces a state by a copy that is laid out as the parameter is now; keep_states() tells the optimizer.
+  void relay(Slot& slot, std::size_t k, dlpack::Tensor& tensor, const py::object& axes = py::none()) const {
+    py::object& state = slot.state_tensors[k];
+    state = relaid_(slot.param, state, axes);
+    look(state.ptr(), tensor);
+    slot.is_relaid = true;
   }
 
   static std::string described(const py::object& optimizer, const Slot& slot, const py::str& state) {
-    return "state " + text(py::repr(state)) + " of " + name(optimizer, slot.param);
+    return "state " + text(py::repr(state)) + " of " + name(optimizer, slot);
   }
 
-  static py::handle item(const py::object& optimizer, const Slot& slot, const py::str& key) {
+  static py::object item(const py::object& optimizer, const Slot& slot, const py::str& key) {
     PyObject* const value = PyDict_GetItemWithError(slot.state.ptr(), key.ptr());
     if (!value && PyErr_Occurred()) throw py::error_already_set();
     if (!value)
-      throw py::value_error("the state of " + name(optimizer, slot.param) + " has no " + text(py::repr(key)) +
-                            ", only " + text(py::list(slot.state)));
-    return value;
+      throw py::value_error("the state of " + name(optimizer, slot) + " has no " + text(py::repr(key)) + ", only " +
+                            text(py::list(slot.state)));
+    return py::reinterpret_borrow<py::object>(value);
   }
 
   static const TensorRule& rule_of(const std::vector<Group>& groups, const Slot& slot) {
@@ -492,7 +534,15 @@ class TensorSteps {
   }
 
   // Keeps them, when nothing can be wrong any more.
-  void keep_states(const py::object& optimizer) const {
+  void keep_states(const py::object& optimizer, const std::vector<Group>& groups) const {
+    for (const Slot& slot : slots_) {
+      if (!slot.is_relaid) continue;
+      py::dict state = slot.state;
+      const std::vector<py::str>& names = rule_of(groups, slot).states;
+      for (std::size_t k = 0; k < names.size(); ++k)
+        if (slot.state_tensors[k]) state[names[k]] = slot.state_tensors[k];
+      if (slot.axes) state[axes_name_] = slot.axes;
+    }
     if (missing_.empty()) return;
     const py::object kept = optimizer.attr("state");
     for (const std::size_t i : missing_) kept[slots_[i].param] = slots_[i].state;
@@ -532,30 +582,35 @@ class TensorSteps {
       dlpack::Tensor tensor;
       const bool fits = look(slot.formed.ptr(), tensor) && storage_of(tensor) == slot.memory.storage &&
                         is_contiguous(tensor) && element_count(tensor) == slot.memory.size;
-      if (!fits) throw std::runtime_error(name(optimizer, slot.param) + " was exchanged during the step");
+      if (!fits) throw std::runtime_error(name(optimizer, slot) + " was exchanged during the step");
       slot.formed_memory = memory_of(tensor);
     }
   }
 
   // Makes state_of() quick: the hash of a tensor is a Python function, so many lookups cost more than a look whether
-  // the dictionary is still the same.
+  // the dictionary is still the same. That needs addresses alone: where all are the same, so is what is found by them.
   void find_states(const py::object& optimizer, std::size_t lookups) {
     const py::dict state = attribute(optimizer, state_name_);
-    direct_ = lookups < 8 ? state : py::dict();
     direct_lookups_ = lookups < 8;
-    if (direct_lookups_) return;
+    if (direct_lookups_) {
+      direct_ = state;
+      return;
+    }
+    state_dicts_.reserve(state.size());
     PyObject *key, *value;
     Py_ssize_t position = 0;
     std::size_t i = 0;
     bool same = state.size() == entries_.size();
-    for (; same && PyDict_Next(state.ptr(), &position, &key, &value); ++i)
-      same = entries_[i].first.ptr() == key && entries_[i].second.ptr() == value;
+    for (; PyDict_Next(state.ptr(), &position, &key, &value); ++i) {
+      same = same && entries_[i] == std::make_pair(key, value);
+      state_dicts_.push_back(py::reinterpret_borrow<py::object>(value));
+    }
     if (same) return;
     entries_.clear();
     places_.clear();
     for (position = 0; PyDict_Next(state.ptr(), &position, &key, &value);) {
       places_[key] = value;
-      entries_.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+      entries_.emplace_back(key, value);
     }
   }
 
@@ -650,9 +705,8 @@ class TensorSteps {
   void check_no_decay(const Slot& slot, const std::vector<Group>& groups) const {
     const auto* const scalars = std::get_if<Scalars>(&std::get<2>(groups[slot.group]));
     if (scalars && std::get<1>(*scalars) != 0)
-      throw py::value_error("weight_decay must be 0 where gradients are sparse, as that of " +
-                            name(optimizer_, slot.param) + " is, got " + number_text(std::get<1>(*scalars)) +
-                            ": it would move all rows");
+      throw py::value_error("weight_decay must be 0 where gradients are sparse, as that of " + name(optimizer_, slot) +
+                            " is, got " + number_text(std::get<1>(*scalars)) + ": it would move all rows");
   }
 
   // Finds out which rows the sparse gradients have, and sums those of the same row.
@@ -670,7 +724,7 @@ class TensorSteps {
       if (!wrong) row_jobs_.sum(threads, Denormals::keep);
     }
     if (wrong)
-      throw py::value_error("the indices of the gradient of " + name(optimizer_, slot->param) +
+      throw py::value_error("the indices of the gradient of " + name(optimizer_, *slot) +
                             " must be at least 0 and below " + std::to_string(slot->row_count) + ", got " +
                             std::to_string(wrong->index) + " at position " + std::to_string(wrong->position));
   }
@@ -695,8 +749,8 @@ class TensorSteps {
   }
 
   // What a message calls a parameter.
-  static std::string name(const py::handle& optimizer, const py::object& param) {
-    return text(optimizer.attr("_name")(param));
+  static std::string name(const py::handle& optimizer, const Slot& slot) {
+    return text(optimizer.attr("_name")(slot.param, slot.place));
   }
 
   // What a message calls an array. It is put together only when there is a message.
@@ -705,7 +759,7 @@ class TensorSteps {
     std::size_t slot;
     const char* role;
 
-    operator std::string() const { return role + name(steps->optimizer_, steps->slots_[slot].param); }
+    operator std::string() const { return role + name(steps->optimizer_, steps->slots_[slot]); }
   };
 
   py::object relaid_, increment_version_;
@@ -719,9 +773,10 @@ class TensorSteps {
   std::vector<Job> jobs_;
   std::vector<std::pair<const Slot*, Job>> sparse_;  // of all rows of those whose gradients have some
   RowJobs row_jobs_;
-  std::vector<std::pair<py::object, py::object>> entries_;  // of the optimizer's states, as they were seen last
-  std::unordered_map<PyObject*, PyObject*> places_;         // the same, by parameter
-  py::dict direct_;
+  std::vector<std::pair<PyObject*, PyObject*>> entries_;  // of the optimizer's states, as they were seen last
+  std::unordered_map<PyObject*, PyObject*> places_;       // the same, by parameter
+  std::vector<py::object> state_dicts_;                   // those found there, for the time of a step
+  py::object direct_;                                     // the dictionary, where lookups are few
   bool direct_lookups_ = false;
   std::vector<Memory> written_, written_before_, grads_before_;
   Claims<Role> claims_;
@@ -735,6 +790,13 @@ class TensorSteps {
 }  // namespace
 
 void define_tensor_steps(py::module_& m) {
+  m.def(
+      "lacks_memory",
+      [](const py::object& tensor) {
+        dlpack::Tensor seen;
+        return look(tensor.ptr(), seen) && lacks_memory(seen);
+      },
+      py::arg("tensor"), "Whether a tensor with elements has no memory of its own.");
   py::class_<TensorRule>(m, "TensorRule", "A rule, as the parameters of a group of gradstep.torch have it.")
       .def(py::init<std::string, std::vector<py::str>, bool, std::vector<py::str>, bool, bool>(), py::arg("rule"),
            py::arg("states"), py::arg("counts"), py::arg("progress"), py::arg("dense"), py::arg("sparse"),

@@ -82,19 +82,26 @@ def choice(name: str, value: Any, known: Collection[str]) -> str:
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
-    first, second = _several(name, value, 2, "a pair of numbers")
+    first, second = _numbers(name, value, 2)
     return first, second
 
 
 def triple(name: str, value: Any) -> tuple[float, float, float]:
-    first, second, third = _several(name, value, 3, "three numbers")
+    first, second, third = _numbers(name, value, 3)
     return first, second, third
 
 
-def _several(name: str, value: Any, count: int, what: str) -> list[float]:
-    if not isinstance(value, (tuple, list)) or len(value) != count:
+def _numbers(name: str, value: Any, count: int) -> list[float]:
+    return [number(f"{name}[{i}]", x) for i, x in enumerate(several(name, value, count))]
+
+
+def several(name: str, value: Any, count: int) -> list[Any]:
+    """What a sequence or an array of so many elements holds."""
+    found = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(found, Sequence) or isinstance(found, (str, bytes)) or len(found) != count:
+        what = {2: "a pair of numbers", 3: "three numbers"}[count]
         raise TypeError(f"{name} must be {what}, got {value!r}")
-    return [number(f"{name}[{i}]", x) for i, x in enumerate(value)]
+    return list(found)
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

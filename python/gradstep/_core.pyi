@@ -25,6 +25,7 @@ __all__: list[str] = [
     "get_isa",
     "get_num_threads",
     "isa_levels",
+    "lacks_memory",
     "log",
     "norm",
     "norm_from",
@@ -373,6 +374,11 @@ def get_num_threads() -> int: ...
 def isa_levels() -> dict[str, bool]:
     """
     Each compiled level, and whether this processor supports it.
+    """
+
+def lacks_memory(tensor: typing.Any) -> bool:
+    """
+    Whether a tensor with elements has no memory of its own.
     """
 
 def log(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> typing.Any: ...

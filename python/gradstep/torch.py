@@ -6,8 +6,8 @@ other. A step is one native call for all tensors of all groups, however many, an
 the class of the same name in `gradstep`. The rules that PyTorch does not have are there too.
 
 A step either fits as a whole or changes nothing: a tensor that cannot be updated is refused by name
-before any other has moved. Parameters and states may have their axes in any order in memory; a
-gradient whose axes are in another order than its parameter's is copied into that order first.
+before any other has moved. Parameters may have their axes in any order in memory. A gradient in
+another order is copied into that of its parameter first; states follow when that order changes.
 
 `SparseAdam` and `SparseAdagrad` take sparse gradients, such as those of an embedding, and move the
 rows that these have; so do `SGD` and `Adagrad`, where they keep no running mean and shrink nothing.
@@ -37,9 +37,10 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, chain, repeat, zip_longest
+from itertools import accumulate, chain, product, repeat, zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -140,12 +141,39 @@ AS_IN_TORCH: Mapping[Any, type[optimizers.Optimizer]] = {averaging.ASGD: _ASGD}
 
 
 def _value(option: Any) -> Any:
-    """A number where PyTorch also takes a tensor of one."""
-    return option.item() if isinstance(option, torch.Tensor) else option
+    """A number, or a tuple of some, where PyTorch also takes tensors, arrays and lists of them."""
+    if type(option) in (float, bool, int, str):  # nearly always
+        return option
+    if isinstance(option, (torch.Tensor, np.ndarray, np.generic)):
+        option = option.item() if math.prod(option.shape) == 1 else option.tolist()
+    return tuple(map(_value, option)) if isinstance(option, (tuple, list)) else option
 
 
-def _relaid(param: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor, laid out in memory as a parameter is."""
+def _given(option: Any) -> Any:
+    """An option as parameter groups keep it: arrays as tuples, so that checkpoints hold numbers."""
+    several = isinstance(option, (torch.Tensor, np.ndarray)) and math.prod(option.shape) != 1
+    return _value(option) if several else option
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, int)) and not isinstance(value, bool)
+
+
+def _check_numbers(name: str, value: Any, default: Any) -> None:
+    """Raise unless an option is of numbers where its default is."""
+    if isinstance(default, tuple):
+        numbers = check.several(name, value, len(default))
+        for i, (x, usual) in enumerate(zip(numbers, default, strict=True)):
+            if x is not usual:
+                check.number(f"{name}[{i}]", x)
+    elif name == "lr" or _is_number(default):
+        check.number(name, value)
+
+
+def _relaid(param: torch.Tensor, other: torch.Tensor, axes: Any = None) -> torch.Tensor:
+    """A copy of a tensor, laid out in memory as a parameter is. `axes`: those beside 8 bits."""
+    if axes is not None:
+        return _to_blocks(_from_blocks(other, param, axes), param, other.dtype)
     return torch.empty_like(param.detach(), dtype=other.dtype).copy_(other.detach())
 
 
@@ -218,6 +246,7 @@ def _is_dense(param: torch.Tensor) -> bool:
     return (
         (param.device.type, param.layout) == ("cpu", torch.strided)
         and param.dtype in DTYPES.values()
+        and not _core.lacks_memory(param)
         and torch.empty_like(param, device="meta").stride() == param.stride()
     )
 
@@ -264,6 +293,28 @@ class _Settings:
         self._rounding = self.key["rounding"] == "stochastic", self.key["rounding_seed"]
         self._form = self._formed if self._rule.gradients else None
         self.lr = None
+
+    def follow(self, options: Mapping[str, Any]) -> bool:
+        """Take over numbers that have changed. False where more may depend on them."""
+        changed = [name for name, before in self.key.items() if options[name] != before]
+        if not changed:
+            return True
+        hyper: dict[str, Any] = {}
+        for name in changed:
+            before, value = self.key[name], options[name]
+            names, befores, values = [name], (before,), (value,)
+            if name == "betas" and isinstance(value, tuple) and len(value) == len(before):
+                names = [f"beta{i}" for i, _ in enumerate(value, 1)]
+                befores, values = before, value
+            # 0 may stand for another rule.
+            usual = all(_is_number(x) and x for x in (*befores, *values))
+            if not (usual and self._opt._hyper.keys() >= set(names)):
+                return False
+            hyper |= zip(names, values, strict=True)
+        self._opt._hyper |= self._opt._checked(hyper)
+        self.key = {name: options[name] for name in self.key}
+        self.lr = None
+        return True
 
     def native(self, params: list[torch.Tensor], lr: Any, place: int) -> tuple[Any, ...]:
         """The group as the native step takes it. `place` is that of its first parameter."""
@@ -324,7 +375,11 @@ class Optimizer(torch.optim.Optimizer):
         bound = self._signature.bind(params, *args, **others)
         bound.apply_defaults()
         _, *given = bound.arguments.items()
-        options = dict(given)
+        options = {name: value if name == "lr" else _given(value) for name, value in given}
+        for name, value in options.items():
+            if name == "lr" and isinstance(value, torch.Tensor):
+                continue  # PyTorch says how many elements it may have
+            _check_numbers(name, _value(value), self._signature.parameters[name].default)
         # Defaults are for the groups alone: hosts make PyTorch's class of what stands here.
         self._own_defaults = {
             name: options[name]
@@ -338,16 +393,20 @@ class Optimizer(torch.optim.Optimizer):
             super().__init__(params, **shared)
         # With fused=True, PyTorch's classes have it undone in the step; a scaler does it otherwise.
         self.__dict__.pop("_step_supports_amp_scaling", None)
-        if self.state:  # PyTorch's Adagrad makes its states at once: so are these, in their place
-            self.state.update(self._all_states())
+        self.state.clear()  # PyTorch's Adagrad makes its states at once; here a step does
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self.__dict__.pop("_own_defaults", {}))
+        if isinstance(param_group, dict):  # of the caller, whom PyTorch's additions do not concern
+            given = {name: _given(param_group[name]) for name in param_group.keys() - {"params"}}
+            param_group = {**param_group, **given}
         super().add_param_group(param_group)
         for name in self._own:
             self.param_groups[-1].setdefault(name, self._signature.parameters[name].default)
+        index = len(self.param_groups) - 1
         try:
-            self._native_group(len(self.param_groups) - 1)
+            self._native_group(index)
+            self._check_starts(index)
         except BaseException:
             del self.param_groups[-1]
             raise
@@ -396,7 +455,7 @@ class Optimizer(torch.optim.Optimizer):
         options = {name: _value(group[name]) for name in self._options}
         known: dict[int, _Settings] = self.__dict__.setdefault("_known_settings", {})
         found = known.get(index)
-        if found is None or any(options[name] != value for name, value in found.key.items()):
+        if found is None or not found.follow(options):
             cls = self._class
             if group.get("decoupled_weight_decay"):
                 cls = DECOUPLED.get(cls, cls)
@@ -417,6 +476,14 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(
                     f"state_dtype is int8, which {self._name(param)} of float64 does not take"
                 )
+
+    def _check_starts(self, index: int) -> None:
+        settings = self._settings(index)
+        starts = {name: start for name, start in settings.starts.items() if start}
+        for name, param in product(starts, self.param_groups[index]["params"]):
+            dtype = self._dtype_of(name, param, settings.state_dtype)
+            if dtype.is_floating_point and starts[name] > torch.finfo(dtype).max:
+                raise ValueError(f"{name} begins with {starts[name]}, which {dtype} cannot hold")
 
     def _native_group(self, index: int, place: int = 0) -> tuple[Any, ...]:
         group = self.param_groups[index]
@@ -475,8 +542,6 @@ class Optimizer(torch.optim.Optimizer):
                 if start and dtype in IN_8_BITS:
                     fill_blocks(array, start, param.numel())
                 elif start:
-                    if start > torch.finfo(dtype).max:
-                        raise ValueError(f"{name} begins with {start}, which {dtype} cannot hold")
                     tensor.fill_(start)
                 is_like = shape == param.shape
                 state[name] = tensor.as_strided(param.shape, param.stride()) if is_like else tensor
@@ -510,11 +575,11 @@ class Optimizer(torch.optim.Optimizer):
         in_double |= cls._class.__name__ in COUNTED_IN_DOUBLE
         return torch.tensor(value, dtype=torch.float64 if in_double else torch.float32)
 
-    def _name(self, param: torch.Tensor) -> str:
-        """What messages call a parameter."""
-        for g, group in enumerate(self.param_groups):
+    def _name(self, param: torch.Tensor, among_all: int | None = None) -> str:
+        """What messages call a parameter, the one at a place among all if it is there twice."""
+        for g, (group, first) in enumerate(zip(self.param_groups, self._places(), strict=True)):
             for i, other in enumerate(group["params"]):
-                if other is param:
+                if other is param and among_all in (None, first + i):
                     place = "" if len(self.param_groups) == 1 else f"param_groups[{g}] "
                     names = group.get("param_names")
                     name = f"{names[i]!r}, " if names else ""
@@ -796,6 +861,16 @@ class _ScheduleFree(Optimizer):
         return param.detach().to(arithmetic), z.to(arithmetic)
 
 
+class _Adagrad(Optimizer):
+    """What Adagrad has beside."""
+
+    def share_memory(self) -> None:
+        """Share the states with other processes, as `torch.optim.Adagrad` can."""
+        made = self._all_states()
+        self.state.update({param: made[param] for param in made if not self.state.get(param)})
+        super().share_memory()  # type: ignore[misc]
+
+
 class _Muon(Optimizer):
     """What Muon has beside: no parameters but matrices."""
 
@@ -830,6 +905,7 @@ def _optimizer(name: str) -> type[Optimizer]:
     names = STATE_NAMES.get(name, {})
     taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
     bases = {averaging.ScheduleFree: _ScheduleFree, orthogonal.Muon: _Muon}
+    bases |= {optimizers.Adagrad: _Adagrad, sparse.SparseAdagrad: _Adagrad}
     base = next((bases[one] for one in cls.__mro__ if one in bases), Optimizer)
     return type(
         name,
