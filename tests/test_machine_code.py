@@ -29,7 +29,7 @@ REGISTER = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
 KERNEL = re.compile(
     r"gradstep::(\w+)::\(anonymous namespace\)::"
     r"((?:plain|matrix|measure)_loop<(?:true, |false, )*|(?:sum_tile|take_factors)<).*::(\w+)"
-    r"<(?:float|double)>, (\w+)>"
+    r"<(?:float|double)>, (\w+)>\([^()]*\)$"
 )
 #: The sum of squares, with and without a scale.
 SQUARES = re.compile(

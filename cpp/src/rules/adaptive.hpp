@@ -297,13 +297,14 @@ struct FTRL {
         rests(static_cast<double>(inverse) == HUGE_VAL) {}
 
   void operator()(T& w, T g, T& z, T& n) const {
-    const T before = root(n), sum = n + g * g;
+    // Where each select comes early, compilers vectorise the loop at every level.
+    const T before = root(n), sum = rests ? n : n + g * g;
     const T after = root(sum);
-    const T point = z + (g - inverse * (after - before) * w);
+    const T point = rests ? z : z + (g - inverse * (after - before) * w);
     const T beyond = point - clipped(point, l1);
     const T weight = beyond == 0 ? T(0) : -(beyond / (inverse * after + steady));
-    n = rests ? n : sum;
-    z = rests ? z : point;
+    n = sum;
+    z = point;
     w = rests ? w : weight;
   }
 };
