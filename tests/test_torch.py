@@ -590,6 +590,28 @@ def test_other_bad_arguments():
         gt.step_in_backward([torch.ones(3)], torch.optim.Adam)
 
 
+def test_options_of_a_group_that_change_between_steps_count():
+    """Those of PyTorch's classes alone among them, and a tensor that changes in place."""
+    sides = []
+    for cls in (gt.Adam, torch.optim.Adam):
+        beta1 = torch.tensor(0.5, dtype=torch.float64)
+        param = torch.nn.Parameter(torch.linspace(1, 2, 5, dtype=torch.float64))
+        opt = cls([param], lr=0.1, betas=(beta1, torch.tensor(0.9)), weight_decay=0.1)
+        for t in range(4):
+            param.grad = torch.full_like(param, t - 1.5)
+            opt.step()
+            opt.param_groups[0]["decoupled_weight_decay"] = t > 0
+            beta1.fill_(0.5 + t / 10)
+            opt.param_groups[0]["eps"] = 1e-8 + t / 100
+        sides.append((opt, param.detach()))
+    torch.testing.assert_close(sides[0][1], sides[1][1], rtol=1e-6, atol=0)
+    ours, before = sides[0][0], sides[0][1].clone()
+    ours.param_groups[0]["foreach"] = True
+    with pytest.raises(ValueError, match="foreach must be None, got True"):
+        ours.step()
+    assert (sides[0][1] == before).all()
+
+
 @pytest.mark.covering
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("fused", [None, False, True])

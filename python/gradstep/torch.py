@@ -38,6 +38,7 @@ import copy
 import gc
 import inspect
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, product, repeat, zip_longest
@@ -149,6 +150,13 @@ def _value(option: Any) -> Any:
     return tuple(map(_value, option)) if isinstance(option, (tuple, list)) else option
 
 
+def _is_constant(option: Any) -> bool:
+    """Whether an option is the same as long as it is the same object."""
+    if type(option) is tuple:
+        return all(map(_is_constant, option))
+    return option is None or type(option) in (float, bool, int, str, torch.dtype)
+
+
 def _given(option: Any) -> Any:
     """An option as parameter groups keep it: arrays as tuples, so that checkpoints hold numbers."""
     several = isinstance(option, (torch.Tensor, np.ndarray)) and math.prod(option.shape) != 1
@@ -253,6 +261,11 @@ def _is_dense(param: torch.Tensor) -> bool:
 
 class _Settings:
     """What the options of a parameter group come to. The classes of `gradstep` know."""
+
+    #: What the group had when these were formed or looked at last, if nothing of it can change.
+    given: Sequence[Any]
+    #: Of it, what only PyTorch's classes take.
+    others: Sequence[Any]
 
     def __init__(
         self,
@@ -362,6 +375,8 @@ class Optimizer(torch.optim.Optimizer):
     #: The options that the class of `gradstep` takes, those among them that PyTorch's does not
     #: take, and those that only PyTorch's takes, with their defaults.
     _options: ClassVar[tuple[str, ...]]
+    #: The names of all but `lr`: those of `_options` first.
+    _watched: ClassVar[tuple[str, ...]]
     _progress: ClassVar[tuple[str, ...]]
     _own: ClassVar[tuple[str, ...]]
     _others: ClassVar[Mapping[str, Any]]
@@ -452,10 +467,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _settings(self, index: int) -> _Settings:
         group = self.param_groups[index]
-        options = {name: _value(group[name]) for name in self._options}
+        given = [group.get(name) for name in self._watched]
         known: dict[int, _Settings] = self.__dict__.setdefault("_known_settings", {})
         found = known.get(index)
-        if found is None or not found.follow(options):
+        if found is not None and all(map(operator.is_, given, found.given)):
+            return found
+        options = {name: _value(group[name]) for name in self._options}
+        others = given[len(self._options) - 1 :]
+        if found is None or found.others != others or not found.follow(options):
             cls = self._class
             if group.get("decoupled_weight_decay"):
                 cls = DECOUPLED.get(cls, cls)
@@ -466,6 +485,8 @@ class Optimizer(torch.optim.Optimizer):
             names = STATE_NAMES.get(cls.__name__, {})
             self._check_fits_8_bits(group["params"], options["state_dtype"])
             found = known[index] = _Settings(cls, options, names, cls.__name__ not in UNCOUNTED)
+            found.others = others
+        found.given = given if all(map(_is_constant, given)) else [object() for _ in given]
         return found
 
     def _check_fits_8_bits(self, params: Iterable[torch.Tensor], state_dtype: Any) -> None:
@@ -902,6 +923,7 @@ def _optimizer(name: str) -> type[Optimizer]:
         parameters = {**shared, **extra}
     like = f"`torch.optim.{theirs.__name__}`" if theirs else "those of `torch.optim`"
     options = tuple(p for p in own if p != "params")
+    others = [p for p in shared if p not in {*own, "fused"}]
     names = STATE_NAMES.get(name, {})
     taken = {(one, "decoupled_weight_decay") for pair in DECOUPLED.items() for one in pair}
     bases = {averaging.ScheduleFree: _ScheduleFree, orthogonal.Muon: _Muon}
@@ -918,6 +940,7 @@ def _optimizer(name: str) -> type[Optimizer]:
             "_signature": inspect.Signature(list(parameters.values())),
             "_class": cls,
             "_options": options,
+            "_watched": (*(p for p in options if p != "lr"), *others),
             "_progress": tuple(AS_IN_TORCH.get(cls, cls).progress),
             "_own": tuple(beside),
             "_fixed": {"decoupled_weight_decay": True} if cls in DECOUPLED.values() else {},
@@ -929,7 +952,7 @@ def _optimizer(name: str) -> type[Optimizer]:
             "_others": {
                 name: p.default
                 for name, p in shared.items()
-                if name not in {*own, "fused"} and (cls, name) not in taken
+                if name in others and (cls, name) not in taken
             },
         },
     )
