@@ -464,3 +464,20 @@ def test_parameters_of_adagrad_may_be_exchanged(name):
     opt.share_memory()
     assert all(state["sum"].is_shared() for state in opt.state.values())
     assert len(opt.state) == 2
+
+
+def test_freed_states_are_neither_loaded_nor_moved_along():
+    param = torch.nn.Parameter(torch.ones(6000))
+    opt = gt.ScheduleFreeSGD([param], lr=0.1)
+    param.grad = torch.ones(6000)
+    opt.step()
+    saved = opt.state_dict()
+    freed = saved["state"][0]["z"] = saved["state"][0]["z"].clone()
+    freed.untyped_storage().resize_(0)
+    before = param.detach().clone()
+    with pytest.raises(ValueError, match=r"the state 'z' of params.0. .* must be a dense tensor"):
+        opt.load_state_dict(saved)
+    opt.state[param]["z"] = freed
+    with pytest.raises(ValueError, match=r"its state 'z' must be dense .* with memory of the CPU"):
+        opt.eval()
+    assert (param == before).all()

@@ -789,3 +789,25 @@ def test_8_bits_do_not_drop_signs():
     with pytest.raises(ValueError, match=r"'exp_avg_sq' of .* holds negative numbers, which its 8"):
         narrow.load_state_dict(saved)
     assert not narrow.state
+
+
+def test_a_host_may_put_the_states_of_a_state_dict_in_place_itself():
+    """As ZeroRedundancyOptimizer does, which does not call `load_state_dict`."""
+    params, opts = [], []
+    for _ in range(2):
+        params.append(torch.nn.Parameter(torch.linspace(1, 2, 8192).reshape(64, 128)))
+        opts.append(gt.ScheduleFreeAdamW([params[-1]], state_dtype="int8"))
+    for t in range(4):
+        for param in params:
+            param.grad = torch.full_like(param, t - 1.3)
+        if t == 2:
+            saved = opts[1].state_dict()["state"][0]
+            opts[1].state[params[1]] = dict(saved)
+            opts[1].eval()
+            opts[1].train()
+            opts[0].eval()
+            opts[0].train()
+        for opt in opts:
+            opt.step()
+    assert_same_bits(*(param.detach().numpy() for param in params))
+    assert isinstance(opts[1].state[params[1]]["axes"], tuple)

@@ -143,8 +143,8 @@ using Group = std::tuple<py::typing::List<py::object>, const TensorRule*, std::v
 
 class TensorSteps {
  public:
-  TensorSteps(py::object relaid, py::object increment_version)
-      : relaid_(std::move(relaid)), increment_version_(std::move(increment_version)) {}
+  TensorSteps(py::object relaid, py::object as_axes, py::object increment_version)
+      : relaid_(std::move(relaid)), as_axes_(std::move(as_axes)), increment_version_(std::move(increment_version)) {}
 
   // One step of `optimizer` over the groups, whose hyper-parameters have been checked.
   void step(const py::object& optimizer, const std::vector<Group>& groups) {
@@ -473,15 +473,20 @@ class TensorSteps {
     if (!is_contiguous(its))
       std::sort(axes.begin(), axes.end(),
                 [&](const auto& a, const auto& b) { return its.strides[a.first] > its.strides[b.first]; });
-    const py::object known = item(optimizer, slot, axes_name_);
+    py::object known = item(optimizer, slot, axes_name_);
     const py::tuple lying(py::cast(axes));
+    if (!py::isinstance<py::tuple>(known)) {  // that of a state dict, which a host has put in place itself
+      known = as_axes_(known);
+      slot.axes = lying;
+      slot.is_relaid = true;
+    }
     if (lying.equal(known)) return;
-    bool same = py::isinstance<py::tuple>(known) && py::len(known) == lying.size();
+    bool same = py::len(known) == lying.size();
     for (const py::handle& axis : lying) same = same && known.contains(axis);
     if (!same)
       throw py::value_error(described(optimizer, slot, axes_name_) + " must be " + text(lying) +
                             ", its parameter's axes and their sizes in the order of memory, got " +
-                            text(py::repr(known)));
+                            text(py::repr(item(optimizer, slot, axes_name_))));
     for (int k = 0; k < max_states; ++k) {
       if (!slot.states[k].begin || !is_blocked(slot.states[k].storage)) continue;
       dlpack::Tensor tensor;
@@ -762,7 +767,7 @@ class TensorSteps {
     operator std::string() const { return role + name(steps->optimizer_, steps->slots_[slot]); }
   };
 
-  py::object relaid_, increment_version_;
+  py::object relaid_, as_axes_, increment_version_;
   py::str grad_name_ = interned("grad"), state_name_ = interned("state"), step_name_ = interned("step"),
           axes_name_ = interned("axes");
   std::vector<Slot> slots_;
@@ -803,7 +808,8 @@ void define_tensor_steps(py::module_& m) {
            "The names of the states that are kept, whether a state \"step\" counts, the names of the\n"
            "numbers that each step moves on, and which gradients are taken.");
   py::class_<TensorSteps>(m, "TensorSteps", "What carries out the steps of an optimizer of gradstep.torch.")
-      .def(py::init<py::object, py::object>(), py::arg("relaid"), py::arg("increment_version"))
+      .def(py::init<py::object, py::object, py::object>(), py::arg("relaid"), py::arg("as_axes"),
+           py::arg("increment_version"))
       .def("step", &TensorSteps::step, py::arg("optimizer"), py::arg("groups"),
            "Update every tensor that has a gradient, or raise and change nothing. A group is (params,\n"
            "rule, scalars, form, rounding). The scalars are (hyper-parameters, weight_decay, maximize),\n"

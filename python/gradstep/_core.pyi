@@ -311,7 +311,9 @@ class TensorSteps:
     """
     What carries out the steps of an optimizer of gradstep.torch.
     """
-    def __init__(self, relaid: typing.Any, increment_version: typing.Any) -> None: ...
+    def __init__(
+        self, relaid: typing.Any, as_axes: typing.Any, increment_version: typing.Any
+    ) -> None: ...
     def step(
         self,
         optimizer: typing.Any,

@@ -462,7 +462,7 @@ class Optimizer(torch.optim.Optimizer):
         steps: _core.TensorSteps | None = self.__dict__.get("_native_steps")
         if steps is None:
             increment_version = torch.autograd.graph.increment_version
-            steps = self._native_steps = _core.TensorSteps(_relaid, increment_version)
+            steps = self._native_steps = _core.TensorSteps(_relaid, _as_axes, increment_version)
         return steps
 
     def _settings(self, index: int) -> _Settings:
@@ -664,10 +664,10 @@ class Optimizer(torch.optim.Optimizer):
                 f"{sizes[0]}, got {sizes[1]}"
             )
         ids = [list(group["params"]) for group in groups]
-        ours = [group.get("param_names", ()) for group in self.param_groups]
+        ours = [(group.get("param_names") or ()) for group in self.param_groups]
         # PyTorch's distributed checkpoints have names for ids, and the order of the optimizer.
         theirs = [
-            its if all(isinstance(one, str) for one in its) else group.get("param_names", ())
+            its if all(isinstance(one, str) for one in its) else (group.get("param_names") or ())
             for its, group in zip(ids, groups, strict=True)
         ]
         if set(chain(*ours)).isdisjoint(chain(*theirs)):
@@ -758,9 +758,10 @@ class Optimizer(torch.optim.Optimizer):
             if name in shapes:
                 self._copy_state(name, of, param, value, axes, shapes[name], new[name])
             elif name in self._progress:
-                new[name] = float(value)
-                if not 0 <= new[name] < float("inf"):
-                    raise ValueError(f"{of} must be finite and at least 0, got {new[name]}")
+                number = _value(value)  # PyTorch has tensors of one
+                if not (_is_number(number) and 0 <= number < math.inf):
+                    raise ValueError(f"{of} must be a number, finite and at least 0, got {value!r}")
+                new[name] = float(number)
             elif name == "step":
                 new[name] = self._count_of(of, value)
             elif name != "axes":  # of options that are off now
@@ -782,6 +783,7 @@ class Optimizer(torch.optim.Optimizer):
         """Copy a tensor of a checkpoint, whose axes are those beside 8 bits, into a new state."""
         unsigned = name in self._never_negative
         is_tensor = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        is_tensor = is_tensor and value.device.type != "meta" and not _core.lacks_memory(value)
         value = value.detach().cpu() if is_tensor else value
         if is_tensor and value.dtype == IN_8_BITS[unsigned] and _is_in_blocks(value, param, axes):
             if new.dtype == value.dtype and axes == _axes(param):
@@ -789,7 +791,10 @@ class Optimizer(torch.optim.Optimizer):
                 return
             value = _from_blocks(value.contiguous(), param, axes)
         elif not (is_tensor and value.is_floating_point() and value.shape == shape):
-            got = f"{value.dtype} of {tuple(value.shape)}" if is_tensor else repr(value)
+            if isinstance(value, torch.Tensor):  # which may have no numbers to show
+                got = f"{value.dtype} of {tuple(value.shape)}, {value.layout}, on {value.device}"
+            else:
+                got = repr(value)
             raise ValueError(
                 f"{of} must be a dense tensor of floating-point numbers and the shape {shape}, or "
                 f"torch.{'uint8' if unsigned else 'int8'} blocks of them, got {got}"
@@ -868,15 +873,15 @@ class _ScheduleFree(Optimizer):
     def _points(self, param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A parameter and its `z` as the arithmetic has them: in place, unless they are narrow."""
         state = self.state[param]
-        z, axes = state.get("z"), state.get("axes", ())
+        z, axes = state.get("z"), _as_axes(state.get("axes", ()))
         if _is_dense(param) and _is_in_blocks(z, param, axes):
             z = _from_blocks(z, param, axes)
-        kinds = [(x.dtype, x.device, x.shape) for x in (param, z) if isinstance(x, torch.Tensor)]
-        of_one = [kind[1:] for kind in kinds]
-        if not _is_dense(param) or of_one != of_one[:1] * 2 or z.dtype not in DTYPES.values():
+        both = [x for x in (param, z) if isinstance(x, torch.Tensor)]
+        if len(both) < 2 or param.shape != z.shape or not all(map(_is_dense, both)):
+            kinds = [(x.dtype, x.device, x.shape) for x in both]
             raise ValueError(
                 f"{self._name(param)} and its state 'z' must be dense floating-point tensors of "
-                f"one shape in the memory of the CPU, got {kinds}"
+                f"one shape with memory of the CPU, got {kinds}"
             )
         arithmetic = torch.promote_types(param.dtype, torch.float32)
         return param.detach().to(arithmetic), z.to(arithmetic)
