@@ -138,3 +138,28 @@ def test_a_classification_without_a_warning_is_one(case):
         if layout is np.asarray or extra.get("variant") in ("saga", "svrg")
     ]
     judge(models, score, score(peer), 0.0, minimum=5 if name == "scaled" else 0)
+
+
+@pytest.mark.parametrize("layout", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("weights", [None, np.linspace(0.1, 2, 500)])
+def test_a_mean_far_from_0_does_not_hide_a_column(layout, weights):
+    """Its mean square and the square of its mean share all digits that a float64 has."""
+    rng = np.random.default_rng(1)
+    hidden, wide = rng.normal(size=500), 300 * rng.normal(size=500)
+    x, y = np.column_stack([hidden + 1e8, wide]), 3 * hidden + 1e-3 * wide
+    with pytest.warns(ConvergenceWarning, match="Scale the features|Raise max_iter"):
+        SAGRegressor(alpha=0.0, max_iter=30, random_state=0).fit(layout(x), y, weights)
+    x[:, 0] = 1e8  # a constant has nothing to hide
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = SAGRegressor(alpha=0.0, random_state=0).fit(np.asarray(x), y - 3 * hidden)
+    assert model.coef_[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_constant_target_is_fitted_at_once():
+    x = NORMAL[:, :3]
+    several = np.column_stack([x @ SIGNAL[:3], np.full(ROWS, 3.3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SAGRegressor(random_state=0).fit(x, several).n_iter_ < 50
+        assert SAGRegressor(random_state=0).fit(x, np.full(ROWS, 0.1), WEIGHTS).n_iter_ == 1

@@ -195,3 +195,14 @@ def test_unaligned_rows_are_taken(estimator, options, y):
         expected = estimator(**options).fit(rows, y)
         rows.data, rows.indices = unaligned(rows.data), unaligned(rows.indices)
         np.testing.assert_array_equal(estimator(**options).fit(rows, y).coef_, expected.coef_)
+
+
+@pytest.mark.parametrize("estimator", [SAGClassifier, GDClassifier])
+def test_classes_set_by_hand_are_kept_by_partial_fit(estimator):
+    """Of a model that is told its classes before its first rows, which do not have all of them."""
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    model = estimator(random_state=0)
+    model.classes_ = np.array([0, 1, 2])
+    model.partial_fit(x, (x[:, 0] > 0).astype(int), classes=[0, 1, 2])
+    assert model.classes_.tolist() == [0, 1, 2]
+    assert model.coef_.shape == (3, 2)

@@ -894,7 +894,8 @@ class _Adagrad(Optimizer):
         """Share the states with other processes, as `torch.optim.Adagrad` can."""
         made = self._all_states()
         self.state.update({param: made[param] for param in made if not self.state.get(param)})
-        super().share_memory()  # type: ignore[misc]
+        parent: Any = super()
+        parent.share_memory()
 
 
 class _Muon(Optimizer):

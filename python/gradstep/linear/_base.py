@@ -322,9 +322,9 @@ class LinearClassifier(ClassifierMixin, LinearModel):
                 "sklearn.utils.class_weight.compute_class_weight has the numbers for a dict"
             )
         with self._all_or_nothing():
-            first = _check_partial_fit_first_call(self, classes)
-            known = {"classes": classes} if first else {}
+            _check_partial_fit_first_call(self, classes)  # sets classes_, or checks them
             resume = self.__sklearn_is_fitted__()
+            known = {} if resume else {"classes": self.classes_}
             self._fit(X, y, sample_weight, resume=resume, one_epoch=True, **known)
         return self
 

@@ -214,9 +214,13 @@ class Descent:
         means = self.sum.means[: self.features]
         self.means = means.astype(self.dtype).astype(np.float64) * centre
         regression = loss in ("least_squares", "huber")
+        #: Of the columns, around their means where there is an intercept.
+        self.variances = np.array(self.sum.squares[: self.features])
+        if fit_intercept:
+            _subtract_means(self.variances, x, self.sum, weights)
         self.norm = RelativeNorm(
             means - self.means,
-            self.sum.squares[: self.features] - means * means * fit_intercept,
+            self.variances,
             weight=1.0,
             l2=self.l2,
             l1=self.l1,
@@ -224,7 +228,7 @@ class Descent:
             separate=regression,
         )
         largest = np.abs(targets.reshape(len(targets), -1)).max(axis=0) if regression else 1.0
-        self.rounding = np.finfo(np.float64).eps * largest
+        self.rounding = max(8, self.rows) * np.finfo(np.float64).eps * largest
 
     def begin(self, weight: Array, bias: Array, resume: bool) -> None:
         """Start from the best constant prediction, or where the last fit ended.
@@ -288,7 +292,9 @@ class Descent:
         curvature = CURVATURES[self.loss]
         # The mean squared norm of the rows bounds their largest eigenvalue. Added in order: NumPy's
         # sums have other bits on other processors.
-        norm = float(np.cumsum(self.sum.squares[: self.features] - self.means**2)[-1])
+        means = self.sum.means[: self.features]
+        moved = self.variances + (means - self.means) ** 2 * self.fit_intercept
+        norm = float(np.cumsum(moved)[-1])
         if self.fit_intercept:
             # Its column is 1, and centred columns are at right angles to it.
             of_intercept = curvature * (1 + norm if self.is_sparse else 1)
@@ -302,8 +308,8 @@ class Descent:
 
     def deviations(self) -> Array:
         """The standard deviations of the columns."""
-        means, squares = self.sum.means[: self.features], self.sum.squares[: self.features]
-        return np.sqrt(np.maximum(squares - means * means, 0))
+        means = np.asarray(self.sum.means[: self.features])
+        return np.sqrt(np.maximum(self.variances - means**2 * (not self.fit_intercept), 0))
 
     def _coef(self) -> Array:
         """The weight, of shape (p, k), without padding."""
@@ -323,6 +329,30 @@ class Descent:
     def _shift(self, weight: Array) -> Array:
         """What centring takes from the intercepts. BLAS has other bits on other processors."""
         return np.asarray(np.cumsum(self.means[:, np.newaxis] * weight, axis=0)[-1])
+
+
+def _subtract_means(squares: Array, x: Any, finite_sum: Any, weights: Array | None) -> None:
+    """Make variances of the mean squares of columns, 0 where a column is constant.
+
+    A mean square less the square of the mean loses the digits that both share. Where these are
+    many, the column is gone over once more, in the order of the rows.
+    """
+    means = np.asarray(finite_sum.means[: x.shape[1]])
+    doubtful = np.flatnonzero(squares - means * means < 1e-4 * squares)
+    squares -= means * means
+    if doubtful.size == 0:
+        return
+    total, rows = np.zeros((1, doubtful.size)), max(1, 2**16 // doubtful.size)
+    for first in range(0, x.shape[0], rows):
+        part = x[first : first + rows][:, doubtful]
+        part = (part.toarray() if sparse.issparse(part) else part) - means[doubtful]
+        part *= part
+        if weights is not None:
+            part *= weights[first : first + rows, np.newaxis]
+        total = np.cumsum(np.concatenate([total, part]), axis=0)[-1:]
+    exact = total[0] / finite_sum.total_weight
+    is_constant = np.sqrt(exact) <= 1e-15 * np.abs(means[doubtful])
+    squares[doubtful] = np.where(is_constant, 0, exact)
 
 
 def contiguous(x: Array) -> Array:
