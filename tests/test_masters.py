@@ -189,6 +189,25 @@ def test_files_are_converted_when_asked(kind, other, tmp_path):
         assert_same_bits(resumed.state["m"][name], m)
 
 
+def test_copies_follow_parameters_that_are_loaded(tmp_path):
+    opt = gs.SGD(numbers(0), lr=0.1)
+    opt.save(tmp_path / "file")
+    params, copies = numbers(1), numbers(2, BFLOAT16)
+    gs.SGD(params, lr=0.1, copy_to=copies).load(tmp_path / "file")
+    for name, w in numbers(0).items():
+        assert_same_bits(params[name], w)
+        assert_same_bits(copies[name].astype("f4"), w.astype(BFLOAT16).astype("f4"))
+
+
+def test_parameters_follow_masters_that_are_loaded():
+    opt = gs.Adam(numbers(0, BFLOAT16), master=True)
+    train(opt)
+    params = numbers(1, BFLOAT16)
+    gs.Adam(params, master=True).load_state_dict(opt.state_dict())
+    for name, w in opt.params.items():
+        assert_same_bits(params[name].astype("f4"), w.astype("f4"))
+
+
 @pytest.mark.parametrize(
     ("params", "options", "error", "message"),
     [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
+import pickle
 import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,6 +329,91 @@ def test_saving_into_nothing_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         optimizer().save(tmp_path / "no" / "state.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_that_fails_half_way_leaves_the_old_file(saved, monkeypatch):
+    def half_a_file(file, **arrays):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(np, "savez", half_a_file)
+    with pytest.raises(OSError, match="no space left"):
+        optimizer().save(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@needs_posix
+def test_a_file_has_its_name_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor):
+        done.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def replaced(path, target):
+        done.append("name")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    optimizer().save(tmp_path / "state.npz")
+    assert done == ["file", "name", "directory"]
+
+
+def with_member(path, name, data):
+    """A state file in which a member of the archive holds other bytes."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, before in members.items():
+            archive.writestr(member, data if member == name else before)
+
+
+class Command:
+    """What a pickle runs."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_in_a_file_does_not_run(saved, tmp_path, monkeypatch):
+    """Even one as large as the numbers would be that the header of its array speaks of."""
+    monkeypatch.chdir(tmp_path)
+    code = pickle.dumps(Command())
+    code += bytes(-len(code) % 8)
+    header = {"descr": "|O", "fortran_order": False, "shape": (len(code) // 8,)}
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, header)
+    with_member(saved, "array_0.npy", member.getvalue() + code)
+    refuses(optimizer(), saved, "Object arrays cannot be loaded when allow_pickle=False")
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_an_array_with_more_bytes_than_its_shape_has(saved):
+    with zipfile.ZipFile(saved) as archive:
+        member = archive.read("array_0.npy")
+    with_member(saved, "array_0.npy", member + bytes(8))
+    refuses(optimizer(), saved, "array_0 is not as large as its shape")
+
+
+def test_a_file_that_would_not_fit_into_memory(saved):
+    """A small archive can hold much, if it is compressed or names the same bytes many times."""
+    with zipfile.ZipFile(saved) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    refuses(optimizer(), saved, "it is compressed")
+    with zipfile.ZipFile(saved, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+        for i in range(99):
+            archive.filelist.append(copy.copy(archive.filelist[-1]))
+            archive.filelist[-1].filename = f"again_{i}.npy"
+    refuses(optimizer(), saved, "it is shorter than its members")
 
 
 @needs_posix

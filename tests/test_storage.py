@@ -525,12 +525,16 @@ def test_files_of_8_bits_are_converted_when_asked(tmp_path):
     wide.load(tmp_path / "narrow", convert=True)
     for state in ("m", "v"):
         assert_same_bits(wide.state[state], reference.from_blocks(opt.state[state], 5000))
+    wide.state["v"][[3, 4]] = 0.0, -0.0  # which is not negative
     wide.save(tmp_path / "wide")
     again = make("int8")
     again.load(tmp_path / "wide", convert=True)
     for state in ("m", "v"):
         nearest = reference.to_blocks(wide.state[state], opt.state[state].dtype)
         assert_same_bits(again.state[state], nearest)
+    wide.state["v"][5] = -1e-9
+    with pytest.raises(ValueError, match="state v holds negative numbers"):
+        again.load_state_dict(wide.state_dict(), convert=True)
     half = make("float16")
     half.load(tmp_path / "narrow", convert=True)
     assert half.state["v"].dtype == FLOAT16

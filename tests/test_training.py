@@ -282,6 +282,50 @@ def test_a_schedule_is_asked_once_per_step():
     assert history["lr"] == [0.1 / history.steps * 2, 0.1 / history.steps]
 
 
+def test_the_first_of_several_reasons_counts():
+    """All of them come with the second epoch."""
+    reasons = {
+        "callback": {"callbacks": [lambda epoch: epoch.epoch == 2]},
+        "tolerance": {"tol": 4.0},
+        "patience": {"patience": 1},
+        "epochs": {"epochs": 2},
+        "max_steps": {"max_steps": 2},
+    }
+    while reasons:
+        norms = iter([5.0, 4.0])
+        given = {name: value for options in reasons.values() for name, value in options.items()}
+        history = train(
+            gs.SGD(np.zeros(1), lr=0.1),
+            lambda w, x, norms=norms: (1.0, np.array([next(norms)])),
+            (np.ones(1),),
+            **{"max_steps": 9, **given},
+        )
+        assert (history.stop, history.epochs) == (next(iter(reasons)), 2)
+        del reasons[history.stop]
+
+
+def test_one_array_of_several_overflows_in_the_last_step():
+    params = [np.ones(3), np.full(2, 1e308), np.ones(3)]
+    history = train(
+        gs.SGD(params, lr=1.0),
+        lambda params, x: (1.0, [np.ones(3), np.full(2, -1e308), np.ones(3)]),
+        (np.ones(1),),
+        epochs=1,
+    )
+    assert history.stop == "non-finite"
+    assert "non-finite parameters after step 1" in history.reason
+    assert [array.max() for array in params] == [1.0, 1e308, 1.0]
+
+
+def test_a_norm_that_equals_the_tolerance_is_small_enough():
+    def loss_and_grad(w, x):
+        return 1.0, np.array([3.0, 4.0])
+
+    for tol, epochs in ((5.0, 1), (math.nextafter(5.0, 0), 2)):
+        opt = gs.SGD(np.zeros(2), lr=0.1)
+        assert train(opt, loss_and_grad, (np.ones(1),), epochs=2, tol=tol).epochs == epochs
+
+
 def test_tolerance():
     opt = gs.SGD(np.zeros(4), lr=0.5)
     history = train(opt, linear_regression, DATA, batch_size="full", epochs=10_000, tol=1e-4)
