@@ -88,12 +88,13 @@ def test_the_bits_of_memory(cls, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_the_bits_of_memory_where_they_are_rounded(dtype, tmp_path):
-    """Each element by the chance that it has in the whole array."""
+@pytest.mark.parametrize("state_dtype", ["float16", "int8"])
+def test_the_bits_of_memory_where_they_are_rounded(dtype, state_dtype, tmp_path):
+    """Each element by the random bits that it has in the whole array; blocks may end in part."""
     (tmp_path / "states").mkdir()
     memory = arrays(dtype, 0)
     disk = {name: mapped(tmp_path, name, array) for name, array in memory.items()}
-    arguments = {"lr": 0.01, "state_dtype": "float16", "rounding_seed": 3}
+    arguments = {"lr": 0.01, "state_dtype": state_dtype, "rounding_seed": 3}
     plain = gs.Adam(memory, **arguments)
     opt = gs.Adam(disk, state_dir=tmp_path / "states", **arguments)
     for t in range(3):
@@ -104,6 +105,18 @@ def test_the_bits_of_memory_where_they_are_rounded(dtype, tmp_path):
         assert_same_bits(np.asarray(disk[name]), memory[name])
         for state, of in plain.state.items():
             assert_same_bits(np.asarray(opt.state[state][name]), of[name])
+
+
+def test_a_norm_over_float32_and_float64(tmp_path):
+    """Squares of float64 beyond its range do not count as infinite because of float32 beside it."""
+    results = []
+    for options in ({}, {"state_dir": tmp_path}):
+        params = [np.ones(9000, np.float32), np.ones(9000)]
+        grads = [np.ones(9000, np.float32), np.full(9000, 1e200)]
+        result = gs.SGD(params, lr=1.0, momentum=0.9, **options).step(grads, clip_norm=1.0)
+        results.append((result, *[w.tobytes() for w in params]))
+    assert results[0] == results[1]
+    assert results[0][0].grad_norm > 1e201
 
 
 def test_the_oracle_goes_by_windows_too(tmp_path):

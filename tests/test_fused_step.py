@@ -35,6 +35,11 @@ from oracle import (
     zero_states,
 )
 
+try:
+    import ml_dtypes
+except ImportError:
+    ml_dtypes = None
+
 BLOCK = reference.BLOCK
 SIZES = (0, 1, 3, 31, 32, 33, 63, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5, 5 * SPAN + 77)
 NAN, INF = math.nan, math.inf
@@ -163,6 +168,37 @@ def test_every_rule_in_a_fused_step(rule, dtype, level):
             assert reports == expected_reports
             for a, b in zip(native, expected, strict=True):
                 assert_same_bits(a, b, f"{size} elements, {treatment}")
+
+
+ALONE = [{}, *TREATMENTS[:-1], {"weight_decay": 0.1}, {"maximize": True}]
+STORAGES = [(np.float64, None), (np.float32, None), (np.float32, "int8")]
+if ml_dtypes:
+    STORAGES += [(np.float32, "bfloat16"), (ml_dtypes.bfloat16, "bfloat16")]
+
+
+@pytest.mark.covering
+@pytest.mark.parametrize("alone", ALONE, ids=repr)
+@pytest.mark.parametrize("cls", [gs.SGD, gs.Adam, gs.AdamW])
+@pytest.mark.parametrize(("dtype", "state_dtype"), STORAGES)
+def test_each_option_alone(alone, cls, dtype, state_dtype):
+    """Kernels leave out what has nothing to do, and no more. Parameters that are not finite stay
+    so, and concern no state where nothing decays."""
+    rng = np.random.default_rng(8)
+    w = mild(rng, 5000, np.float32).astype(dtype)
+    w[[3, 4, 4999]] = NAN, INF, -INF
+    grads = [mild(rng, 5000, np.float32).astype(dtype) for _ in range(2)]
+    treatment = {name: value for name, value in alone.items() if name in UNTREATED}
+    options = {name: value for name, value in alone.items() if name not in UNTREATED}
+    outcomes = []
+    for make in (cls, reference.in_numpy(cls)):
+        opt = make(w.copy(), **{"weight_decay": 0.0, "state_dtype": state_dtype, **options})
+        used = [g.copy() for g in grads]
+        reports = [opt.step(g, **treatment) for g in used]
+        outcomes.append(([*opt._arrays(), *used], reports))
+    (native, reports), (expected, expected_reports) = outcomes
+    assert reports == expected_reports
+    for a, b in zip(native, expected, strict=True):
+        assert_same_bits(a, b)
 
 
 @every_dtype

@@ -219,6 +219,11 @@ def test_extreme_predictions(loss, dtype):
     assert dz[0] == -dz[1] > 0
 
 
+def test_the_hinge_has_no_slope_at_its_kink():
+    _, slopes = losses.hinge(np.array([1.0, -1.0]), [1, -1])
+    assert slopes.tolist() == [0.0, 0.0]
+
+
 def test_huber_is_least_squares_inside_delta():
     z, y = normal(M), normal(M, seed=1)
     value, dz = losses.huber(z, y, delta=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 import pickle
 import re
@@ -414,6 +415,16 @@ def test_a_file_that_would_not_fit_into_memory(saved):
             archive.filelist.append(copy.copy(archive.filelist[-1]))
             archive.filelist[-1].filename = f"again_{i}.npy"
     refuses(optimizer(), saved, "it is shorter than its members")
+
+
+def test_two_arrays_of_one_name(saved):
+    with zipfile.ZipFile(saved) as archive:
+        header = json.loads(np.load(io.BytesIO(archive.read("meta.npy"))).tobytes())
+    header["arrays"][1] = header["arrays"][0]
+    member = io.BytesIO()
+    np.save(member, np.frombuffer(json.dumps(header).encode(), np.uint8))
+    with_member(saved, "meta.npy", member.getvalue())
+    refuses(optimizer(), saved, f"the name {header['arrays'][0]!r} of an array")
 
 
 @needs_posix
