@@ -549,6 +549,32 @@ def test_files_of_8_bits_are_converted_when_asked(tmp_path):
         assert_same_bits(a, b)
 
 
+NANS = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF80FFFF] * 13, np.uint32)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    [
+        (BFLOAT16, "bfloat16"),
+        (FLOAT16, "float16"),
+        (FLOAT32, "bfloat16"),
+        (FLOAT32, "float16"),
+        (FLOAT32, "int8"),
+    ],
+)
+def test_nan_stays_nan_whatever_its_payload(dtype, state_dtype, rounding, level):
+    """All of it can be in the bits that are rounded away, or in the others. The buffer begins as
+    the gradient itself, with no arithmetic that would make a NaN a quiet one."""
+    g = np.resize(NANS.view(np.float32), 5001)
+    w = np.ones(5001, dtype)
+    opt = gs.SGD(w, lr=0.1, momentum=0.9, state_dtype=state_dtype, rounding=rounding)
+    opt.step(g)
+    (buffer,) = opt._numbers("b")
+    assert np.isnan(buffer.astype("f4")).all()
+    assert np.isnan(w.astype("f4")).all()
+
+
 def test_8_bits_hold_what_is_not_finite(level):
     """Where it is, and the numbers beside it."""
     w, m, v = np.ones(600, np.float32), *(state_zeros("adam", s, 600, INT8) for s in "mv")

@@ -28,12 +28,12 @@ struct BFloat16 {
     return static_cast<std::uint16_t>((bits_to_round(x) + rest) >> 16);
   }
 
-  // A NaN whose lower half overflowed would become another number. Asked of the bits, because a rule may have asked
-  // whether x == x, as sign() does, and GCC then makes branches of the two.
+  // A NaN may have all of its payload in the lower half, where rounding would make infinity of it, or so much in the
+  // upper half that rounding would overflow. Asked of the bits, because a rule may have asked whether x == x, as sign()
+  // does, and GCC then makes branches of the two.
   static std::uint32_t bits_to_round(float x) {
-    const std::uint32_t bits = bits_of(x), minus = 0x80000000, most = 0x7FFF0000;
-    const auto positive = static_cast<std::int32_t>(bits) < static_cast<std::int32_t>(most) ? bits : most;
-    return positive < (minus | most) ? positive : minus | most;
+    const std::uint32_t bits = bits_of(x), size = bits & 0x7FFFFFFF;
+    return static_cast<std::int32_t>(size) > 0x7F800000 ? 0x7FC00000 : bits;
   }
 };
 
