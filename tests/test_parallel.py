@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 
 import numpy as np
@@ -67,6 +70,31 @@ def test_python_threads_step_optimizers_at_once():
 
 
 @needs_fork
+def test_other_threads_of_python_run_during_a_long_step():
+    """One of them finds the optimizer in use, which only a step that lets go of the GIL shows."""
+    opt, g = gs.SGD(np.zeros(SIZE, np.float32), lr=0.1), np.ones(SIZE, np.float32)
+    is_found = threading.Event()
+
+    def train():
+        while not is_found.is_set():
+            with contextlib.suppress(RuntimeError):  # the other one was faster
+                opt.step(g)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train)
+        deadline = time.monotonic() + 30
+        while not is_found.is_set() and time.monotonic() < deadline:
+            try:
+                opt._plan.acquire()
+                opt._plan.release()
+            except RuntimeError:
+                is_found.set()
+        seen = is_found.is_set()
+        is_found.set()
+        training.result()
+    assert seen
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_step_in_a_child_of_a_parent_that_has_used_threads():
     expected = train(0)
