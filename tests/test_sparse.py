@@ -193,6 +193,25 @@ def test_anything(cls, data):
         assert_same_bits(rows, copy)
 
 
+def test_neighbours_in_memory_keep_their_own_states():
+    """Parameters and gradients of an arena touch, but their states do not."""
+    rng = np.random.default_rng(2)
+    start = [rng.standard_normal(shape) for shape in ((4, 3), (5, 3))]
+    rows = [rng.standard_normal((2, 3)) for _ in start]
+    indices = [np.array([2, 3]), np.array([0, 1])]
+    outcomes = []
+    for params, grads in (
+        ([w.copy() for w in start], rows),
+        (gs.flatten(start).views, gs.flatten(rows).views),
+    ):
+        opt = gs.SparseAdam(params, lr=0.1)
+        for _ in range(2):
+            opt.step([*zip(indices, grads, strict=True)])
+        outcomes.append(opt._arrays())
+    for ours, expected in zip(*outcomes, strict=True):
+        assert_same_bits(ours, expected)
+
+
 def test_more_rows_than_three_bytes_count():
     w = np.zeros(2**24 + 7, np.float32)
     far = 2**24 + 6
