@@ -496,6 +496,7 @@ BAD_TABLES = [
     (np.broadcast_to(w0, (4, 3)), ValueError, "table must be C-contiguous"),
     (np.frombuffer(bytes(96)).reshape(4, 3), ValueError, "table is read-only, so it cannot be"),
     (np.ma.zeros((4, 3)), TypeError, "table must be a plain NumPy array, got MaskedArray"),
+    (np.zeros((4, 3)).view(np.matrix), TypeError, "table must be a plain NumPy array, got matrix"),
     (
         [[0.0] * 3] * 4,
         TypeError,
