@@ -549,6 +549,22 @@ def test_files_of_8_bits_are_converted_when_asked(tmp_path):
         assert_same_bits(a, b)
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_8_bits_beyond_the_end_do_not_count(dtype, level):
+    """Codes behind the last element, as a checkpoint can have them, do not scale its block."""
+    outcomes = []
+    for beyond in (0.0, 1e6):
+        numbers = np.zeros(768, np.float32)
+        numbers[600:] = beyond
+        w, g = np.ones(600, dtype), np.linspace(1, 2, 600).astype(dtype)
+        m, v = reference.to_blocks(numbers, INT8), reference.to_blocks(numbers, UINT8)
+        for t in (1, 2):
+            functional.adam(w, g, m, v, t=t)
+        outcomes.append([w, m, v])
+    for ours, expected in zip(*outcomes, strict=True):
+        assert_same_bits(ours, expected)
+
+
 NANS = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF80FFFF] * 13, np.uint32)
 
 
