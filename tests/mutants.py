@@ -386,13 +386,6 @@ MUTATIONS: list[Mutation] = [
         "test_same_bits.py",
     ),
     Mutation(
-        "AMSGrad loses a NaN",
-        SOURCE + "rules/textbook.hpp",
-        "u = (u > v || u != u) ? u : v;",
-        "u = u > v ? u : v;",
-        "test_same_bits.py",
-    ),
-    Mutation(
         "RAdam adapts one step early",
         SOURCE + "rules/adaptive.hpp",
         "adapts = r > 5;",
