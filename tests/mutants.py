@@ -468,9 +468,8 @@ class Workshop:
             "CMAKE_INSTALL_PREFIX": self.package,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            "CMAKE_CXX_COMPILER_LAUNCHER": "",  # no cache: what is measured is what is compiled
         }
-        if shutil.which("ccache"):
-            options["CMAKE_CXX_COMPILER_LAUNCHER"] = "ccache"
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         definitions = [f"-D{name}={value}" for name, value in options.items()]
         self._cmake(*generator, "-S", self.source, "-B", self.build, *definitions)
