@@ -18,6 +18,15 @@ from gradstep import _checks as check
 from gradstep import _core, reference
 
 RULES = {rule.name: rule for rule in _core.rules()}
+#: Rules that differ from another one in constants alone, and have its loops.
+SHARING = {
+    "adamw",
+    "adamw_amsgrad",
+    "nadam_decoupled",
+    "radam_decoupled",
+    "adopt_decoupled",
+    "sparse_adagrad",
+}
 DTYPES = (np.float32, np.float64)
 LEVELS = [
     pytest.param(

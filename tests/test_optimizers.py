@@ -97,7 +97,7 @@ def test_every_rule_has_a_class_an_oracle_and_a_variant():
 
 
 def test_every_rule_begins_with_lr():
-    """Decoupled weight decay reads it there (cpp/src/level.cpp)."""
+    """Decoupled weight decay reads it there (cpp/src/folded.hpp)."""
     assert {rule.hyperparameters[0] for rule in RULES.values()} == {"lr"}
 
 

@@ -487,7 +487,7 @@ class Plan {
   py::array_t<double> block_sums(const py::object& sequence, double grad_scale, double unit) {
     const Arrays held = check_grads(sequence, /*zero_grad=*/false);
     const Table& table = active_level().table();
-    prepare_jobs(table.entries[rule_], row_);
+    prepare_jobs(*table.entries[rule_], row_);
     const int threads = get_num_threads();
     const auto count = static_cast<std::int64_t>(jobs_.size());
     py::array_t<double> sums(static_cast<py::ssize_t>(count_blocks(jobs_.data(), count)));
@@ -520,7 +520,7 @@ class Plan {
     else if (!ready_)
       throw std::runtime_error("the first step needs scalars");
     const Table& table = active_level().table();
-    const Entry& entry = table.entries[rule_];
+    const Entry& entry = *table.entries[rule_];
     const int threads = get_num_threads();
     const auto treatment = treatments ? treatment_of(*treatments) : Treatment();
     gradstep::check_treatment(treatment, single_precision_);
@@ -582,7 +582,7 @@ class Plan {
     check();
     if (row < 0 || row >= rows_.count) throw py::index_error("no row " + std::to_string(row));
     if (!marks_[row]) return false;
-    const Entry& entry = active_level().table().entries[rule_];
+    const Entry& entry = *active_level().table().entries[rule_];
     const int threads = get_num_threads();
     const py::gil_scoped_release release;
     marks_[row] = false;
@@ -692,7 +692,7 @@ class Plan {
     step.maximize = maximize;
   }
 
-  const Spec& spec() const { return active_level().table().entries[rule_].spec; }
+  const Spec& spec() const { return active_level().table().entries[rule_]->spec; }
 
   Label label(std::size_t noun, std::size_t i) const { return {nouns_[noun], suffixes_[i]}; }
   Label grad_label(std::size_t i) const { return {by_rows_ ? rows_noun_ : nouns_[1], suffixes_[i]}; }
@@ -948,7 +948,7 @@ double sum_of_blocks(py::array_t<double, py::array::c_style> sums) {
 std::vector<Spec> rules() {
   const Table& table = levels().first->table();
   std::vector<Spec> specs;
-  for (int i = 0; i < table.size; ++i) specs.push_back(table.entries[i].spec);
+  for (int i = 0; i < table.size; ++i) specs.push_back(table.entries[i]->spec);
   return specs;
 }
 

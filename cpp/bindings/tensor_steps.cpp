@@ -112,7 +112,7 @@ struct TensorRule {
   TensorRule(const std::string& rule, std::vector<py::str> state_names, bool counts, std::vector<py::str> progress,
              bool dense, bool sparse)
       : place(rule_named(rule)),
-        spec(active_level().table().entries[place].spec),
+        spec(active_level().table().entries[place]->spec),
         states(std::move(state_names)),
         progress(std::move(progress)),
         counts(counts),
@@ -669,7 +669,7 @@ class TensorSteps {
              a.progress == b.progress;
     };
     std::vector<const Entry*> entries;
-    for (const Group& group : groups) entries.push_back(&table.entries[std::get<1>(group)->place]);
+    for (const Group& group : groups) entries.push_back(table.entries[std::get<1>(group)->place]);
     folded_.clear();
     jobs_.clear();
     sparse_.clear();

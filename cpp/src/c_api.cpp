@@ -75,12 +75,12 @@ const gradstep_rule* rule_at(int place) { return reinterpret_cast<const gradstep
 int place_of(const gradstep_rule* rule) {
   if (!rule) throw std::invalid_argument("rule must not be null");
   const auto offset = reinterpret_cast<std::uintptr_t>(rule) - reinterpret_cast<std::uintptr_t>(catalogue().entries);
-  if (offset % sizeof(Entry) != 0 || offset / sizeof(Entry) >= static_cast<std::uintptr_t>(catalogue().size))
+  if (offset % sizeof(Entry*) != 0 || offset / sizeof(Entry*) >= static_cast<std::uintptr_t>(catalogue().size))
     throw std::invalid_argument("rule must come from gradstep_find_rule() or gradstep_rule_at()");
-  return static_cast<int>(offset / sizeof(Entry));
+  return static_cast<int>(offset / sizeof(Entry*));
 }
 
-const Spec& spec_of(const gradstep_rule* rule) { return catalogue().entries[place_of(rule)].spec; }
+const Spec& spec_of(const gradstep_rule* rule) { return catalogue().entries[place_of(rule)]->spec; }
 
 /// Checks a struct of the caller's, who may have been compiled with an older header, or with a newer one: then it must
 /// not use what is not known here. `known` is its size in this version, `oldest` that in the first one.
@@ -160,7 +160,7 @@ class Call {
  public:
   Call(const gradstep_rule* rule, const gradstep_array* arrays, std::int64_t count, const gradstep_scalars* scalars)
       : rule_(place_of(rule)),
-        spec_(catalogue().entries[rule_].spec),
+        spec_(catalogue().entries[rule_]->spec),
         parts_(2 + elementwise_count(spec_)),
         arrays_(arrays),
         count_(count),
@@ -196,7 +196,7 @@ class Call {
     for (std::int64_t i = 0; i < count_; ++i) {
       Job& job = jobs_.data()[i];
       const bool single_precision = job.item_size == 4;
-      job.kernel = single_precision ? &table.entries[rule_].float32 : &table.entries[rule_].float64;
+      job.kernel = single_precision ? &table.entries[rule_]->float32 : &table.entries[rule_]->float64;
       job.constants = single_precision ? &float32 : &float64;
       if (!job.stored) continue;
       Stored& stored = stored_[static_cast<std::size_t>(i)];
@@ -431,7 +431,7 @@ const gradstep_rule* gradstep_find_rule(const char* name) {
     const int place = find_rule(name);
     if (place >= 0) return rule_at(place);
     std::string known;
-    for (int i = 0; i < catalogue().size; ++i) known += std::string(i ? ", " : "") + catalogue().entries[i].spec.name;
+    for (int i = 0; i < catalogue().size; ++i) known += std::string(i ? ", " : "") + catalogue().entries[i]->spec.name;
     throw std::invalid_argument("there is no rule " + quoted(name) + "; the rules are " + known);
   });
 }

@@ -43,7 +43,7 @@ bool within(Range range, double x) {
 int find_rule(const char* name) {
   const Table& table = baseline::table();
   for (int i = 0; i < table.size; ++i)
-    if (std::strcmp(name, table.entries[i].spec.name) == 0) return i;
+    if (std::strcmp(name, table.entries[i]->spec.name) == 0) return i;
   return -1;
 }
 

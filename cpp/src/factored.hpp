@@ -12,8 +12,8 @@ namespace gradstep::GRADSTEP_LEVEL {
 namespace {
 
 template <class Rule, class T>
-GRADSTEP_NOINLINE void sum_tile(const Constants& constants, const Buffers& buffers, const Tile& tile, double* row_sums,
-                                std::int64_t stride, double* column_sums) noexcept {
+GRADSTEP_LOOP void sum_tile(const Constants& constants, const Buffers& buffers, const Tile& tile, double* row_sums,
+                            std::int64_t stride, double* column_sums) noexcept {
   const Prelude<T> prelude = unfold<Rule, T>(constants).prelude;
   const std::int64_t columns = buffers.matrices.columns;
   T gradient[tile_columns];
@@ -32,9 +32,9 @@ GRADSTEP_NOINLINE void sum_tile(const Constants& constants, const Buffers& buffe
 }
 
 template <class Rule, class T>
-GRADSTEP_NOINLINE void take_factors(const Constants& constants, const Buffers& buffers, std::int64_t matrix,
-                                    const double* row_sums, std::int64_t tiles_across, double* column_sums,
-                                    std::int64_t tiles_down, void* row_factors) noexcept {
+GRADSTEP_LOOP void take_factors(const Constants& constants, const Buffers& buffers, std::int64_t matrix,
+                                const double* row_sums, std::int64_t tiles_across, double* column_sums,
+                                std::int64_t tiles_down, void* row_factors) noexcept {
   const Rule rule = unfold<Rule, T>(constants).rule;
   const std::int64_t rows = buffers.matrices.rows, columns = buffers.matrices.columns;
   T* const row_var = static_cast<T*>(buffers.states[Rule::spec.row_factor]) + matrix * rows;

@@ -10,9 +10,14 @@
 #include "compiler.hpp"
 #include "kernel.hpp"
 #include "math.hpp"
+#include "rules/rule.hpp"
 
 namespace gradstep::GRADSTEP_LEVEL {
 namespace {
+
+// What of the below a loop has: nothing, as in most steps; all but coupled weight decay; all with it; or all where it
+// depends on `couples`, which costs a select.
+enum class Before { nothing, uncoupled, coupled, all };
 
 // What every gradient goes through before its rule: scale and sign, clipping, then weight decay. Multiplications by 1
 // are exact, but w * 0 is not 0 where w is NaN or infinite, so coupled decay is skipped rather than multiplied by 0.
@@ -20,7 +25,7 @@ template <class T>
 struct Prelude {
   T scale, clip, clip_value, coupled, shrink;
   Flag<T> couples;
-  bool idle;  // whether there is nothing to do, as in most steps: nothing would change a number
+  bool idle;  // whether there is nothing to do: nothing would change a number
   static constexpr T largest = std::numeric_limits<T>::max();
 
   Prelude(const Step& step, Decay decay)
@@ -34,18 +39,19 @@ struct Prelude {
 
   T scaled(T g) const { return clip * (scale * g); }
 
-  template <bool is_idle>
+  template <Before before>
   T apply(T& w, T g) const {
-    return is_idle ? g : (*this)(w, g);
-  }
-
-  T operator()(T& w, T g) const {
+    if constexpr (before == Before::nothing) return g;
     w = shrink * w;
     g = clipped(scaled(g), clip_value);
-    return couples ? g + coupled * w : g;
+    if constexpr (before == Before::uncoupled) return g;
+    return before == Before::coupled || couples ? g + coupled * w : g;
   }
+
+  T operator()(T& w, T g) const { return apply<Before::all>(w, g); }
 };
 
+// `Rule`: the one whose loops run.
 template <class Rule, class T>
 struct Folded {
   Prelude<T> prelude;
@@ -86,13 +92,15 @@ void fold(const Step& step, Constants& constants) noexcept {
   using Hyper = typename Rule::Hyper;
   static_assert(!Rule::spec.has_trust || Rule::spec.decay == Decay::in_rule, "a norm is that of the whole direction");
   static_assert(sizeof(Hyper) == hyper_count<Rule>() * sizeof(double), "Hyper and spec.hyper name the same doubles");
-  static_assert(sizeof(Folded<Rule, T>) <= sizeof(Constants::bytes), "Constants is too small for this rule");
-  static_assert(alignof(Folded<Rule, T>) <= alignof(Constants), "Constants is not aligned for this rule");
-  static_assert(std::is_trivially_destructible_v<Folded<Rule, T>>, "nobody destroys what fold() makes");
+  using Result = Folded<typename LoopsOf<Rule>::type, T>;
+  static_assert(sizeof(Result) <= sizeof(Constants::bytes), "Constants is too small for this rule");
+  static_assert(alignof(Result) <= alignof(Constants), "Constants is not aligned for this rule");
+  static_assert(std::is_trivially_destructible_v<Result>, "nobody destroys what fold() makes");
+  static_assert(sizeof(Rule) == sizeof(typename LoopsOf<Rule>::type), "the loops would not see all constants");
   Hyper hyper;
   std::memcpy(&hyper, step.hyper, sizeof hyper);
   new (constants.bytes)
-      Folded<Rule, T>{Prelude<T>(step, Rule::spec.decay), make<Rule>(hyper, step), step.zero_grad, step.fresh_row};
+      Result{Prelude<T>(step, Rule::spec.decay), make<Rule>(hyper, step), step.zero_grad, step.fresh_row};
 }
 
 template <class Rule, class T>

@@ -146,7 +146,8 @@ struct Kernel {
                        std::int64_t tiles_across, double* column_sums, std::int64_t tiles_down,
                        void* row_factors) noexcept = nullptr;
   // As sweep, where memory holds the states, or everything, as bfloat16, which is rounded by chance; and beside states
-  // in 8 bits, of whole blocks in which all numbers are finite. Beside float32, no chances: to the nearest.
+  // in 8 bits, of whole blocks in which all numbers are finite. Beside float32, no chances: to the nearest. A level may
+  // have none: chunks of float32 then give the same bits.
   SweepInPlace sweep_bfloat16_states = nullptr, sweep_bfloat16 = nullptr;
   SweepInPlace sweep_8_bit_states = nullptr, sweep_bfloat16_8_bit_states = nullptr;
 };
@@ -192,7 +193,7 @@ using Draw = void (*)(const Rounding&, std::int64_t pairs, std::uint16_t* chance
 
 /// All of one level, the rules in the order of rules.hpp.
 struct Table {
-  const Entry* entries;
+  const Entry* const* entries;
   int size;
   SumOfSquares float32_squares;
   SumOfSquares float64_squares;
@@ -204,8 +205,8 @@ struct Table {
   Join join;
   Split split;
   Kernel float32_streams[max_states + 1];  // by the number of states; nothing to fold
-  LinearKernels float32_rows[layout_count];
-  LinearKernels float64_rows[layout_count];
+  const LinearKernels* float32_rows;       // by Layout
+  const LinearKernels* float64_rows;
 };
 
 }  // namespace gradstep

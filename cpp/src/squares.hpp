@@ -19,7 +19,7 @@ GRADSTEP_INLINE void add_squares(double (&lanes)[lane_count], const T* g, std::i
   };
   std::int64_t i = 0;
   for (; i + lane_count <= size; i += lane_count)
-#pragma omp simd
+#pragma GCC unroll 32
     for (int lane = 0; lane < lane_count; ++lane) add(i + lane, lane);
   for (int lane = 0; i < size; ++i, ++lane) add(i, lane);
 }

@@ -177,7 +177,7 @@ Outcome take_step(const Batch& batch, const Table& table, int rule, Step step, c
     outcome.clipped = treatment.clip_norm && outcome.norm.value > *treatment.clip_norm;
     if (outcome.clipped) set_clip(step, *treatment.clip_norm, outcome.norm.value);
   }
-  const Entry& entry = table.entries[rule];
+  const Entry& entry = *table.entries[rule];
   if (batch.float32) entry.float32.fold(step, *batch.float32);
   if (batch.float64) entry.float64.fold(step, *batch.float64);
   update(batch.jobs, batch.count, batch.threads, batch.denormals);

@@ -105,7 +105,7 @@ void sweep_stored(const Job& job, std::int64_t begin, std::int64_t end) {
   const Stored& stored = *job.stored;
   const Storage arithmetic = arithmetic_of(job);
   const SweepInPlace in_place = sweep_in_place(job);
-  const bool in_8_bits = states_are(job, is_blocked);
+  const bool in_8_bits = job.kernel->sweep_8_bit_states && states_are(job, is_blocked);
 
   // The parameter and the states; the gradient is not put back.
   Buffers pieces = job.buffers;

@@ -76,6 +76,7 @@ struct NAdam : Adam<T> {
 
 template <class T>
 struct NAdamDecoupled : NAdam<T> {
+  using Loops = NAdam<T>;
   static constexpr Spec spec = decoupled(NAdam<T>::spec, "nadam_decoupled");
   using NAdam<T>::NAdam;
 };
@@ -115,6 +116,7 @@ struct RAdam : Adam<T> {
 
 template <class T>
 struct RAdamDecoupled : RAdam<T> {
+  using Loops = RAdam<T>;
   static constexpr Spec spec = decoupled(RAdam<T>::spec, "radam_decoupled");
   using RAdam<T>::RAdam;
 };
@@ -264,6 +266,7 @@ struct ADOPT {
 
 template <class T>
 struct ADOPTDecoupled : ADOPT<T> {
+  using Loops = ADOPT<T>;
   static constexpr Spec spec = decoupled(ADOPT<T>::spec, "adopt_decoupled");
   using ADOPT<T>::ADOPT;
 };

@@ -2,12 +2,13 @@
 //
 // A rule is its equation. Its constructor folds the hyper-parameters and the step count t (from 1) into constants, in
 // double, each cast to T once. Its call updates one element of the parameter `w` and of the states, given the
-// gradient `g`. It knows no loop, no memory, no instruction set, no sign and mostly no weight decay: see level.cpp.
+// gradient `g`. It knows no loop, no memory, no instruction set, no sign and mostly no weight decay: see loops.hpp.
 //
 // The order of the operations is part of the definition: python/gradstep/reference.py repeats it bit for bit.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../kernel.hpp"
 #include "../math.hpp"
@@ -36,6 +37,16 @@ constexpr Spec with_hyper(Spec base, const char* name, Hyper last) {
   return base;
 }
 
+// Where it differs in its spec and its constants alone, the loops of the other serve it: it says `using Loops = Other`.
+template <class Rule, class = void>
+struct LoopsOf {
+  using type = Rule;
+};
+template <class Rule>
+struct LoopsOf<Rule, std::void_t<typename Rule::Loops>> {
+  using type = typename Rule::Loops;
+};
+
 constexpr Spec decoupled(Spec base, const char* name) {
   base.name = name;
   base.decay = Decay::decoupled;
@@ -57,7 +68,9 @@ constexpr Spec factored(Spec base, int row_factor) {
 
 // A family ends with the list of its rules, and rules.hpp joins the lists.
 template <template <class> class... Rules>
-struct List {};
+struct List {
+  static constexpr int size = sizeof...(Rules);
+};
 
 template <template <class> class... A, template <class> class... B>
 List<A..., B...> operator+(List<A...>, List<B...>);

@@ -39,6 +39,7 @@ struct SparseAdam {
 // Adagrad along rows.
 template <class T>
 struct SparseAdagrad : Adagrad<T> {
+  using Loops = Adagrad<T>;
   static constexpr Spec spec = variant(Adagrad<T>::spec, "sparse_adagrad", {never_negative("s")});
   using Adagrad<T>::Adagrad;
 };

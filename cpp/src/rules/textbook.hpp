@@ -328,12 +328,14 @@ struct AdamAMSGrad : Adam<T> {
 // AdamW (Loshchilov and Hutter 2019): Adam, with weight decay that shrinks the parameter.
 template <class T>
 struct AdamW : Adam<T> {
+  using Loops = Adam<T>;
   static constexpr Spec spec = decoupled(Adam<T>::spec, "adamw");
   using Adam<T>::Adam;
 };
 
 template <class T>
 struct AdamWAMSGrad : AdamAMSGrad<T> {
+  using Loops = AdamAMSGrad<T>;
   static constexpr Spec spec = decoupled(AdamAMSGrad<T>::spec, "adamw_amsgrad");
   using AdamAMSGrad<T>::AdamAMSGrad;
 };

@@ -10,11 +10,10 @@
 //
 // Schmidt, Le Roux and Bach 2017 (SAG); Defazio, Bach and Lacoste-Julien 2014 (SAGA); Johnson and Zhang 2013 (SVRG);
 // Pedregosa, Leblond and Lacoste-Julien 2017, section 2 (sparse rows).
-#pragma once
-
 #include <type_traits>
 
 #include "compiler.hpp"
+#include "level.hpp"
 #include "losses.hpp"
 
 namespace gradstep::GRADSTEP_LEVEL {
@@ -534,4 +533,10 @@ constexpr LinearKernels sparse_kernels() {
 }
 
 }  // namespace
+
+const LinearKernels float32_rows[layout_count] = {dense_kernels<float>(), sparse_kernels<float, std::int32_t>(),
+                                                  sparse_kernels<float, std::int64_t>()};
+const LinearKernels float64_rows[layout_count] = {dense_kernels<double>(), sparse_kernels<double, std::int32_t>(),
+                                                  sparse_kernels<double, std::int64_t>()};
+
 }  // namespace gradstep::GRADSTEP_LEVEL
