@@ -15,8 +15,8 @@ import pytest
 import gradstep as gs
 from gradstep import mpi
 from gradstep.mpi import MPI, Sharded
-from gradstep.optimizers import CLASSES
-from gradstep.training import part_of
+from gradstep.optimizers.base import CLASSES
+from gradstep.training.minibatches import part_of
 from oracle import DTYPES, assert_same_bits, needed
 
 COMM = MPI.COMM_WORLD

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _files
-from gradstep.cli import main
-from gradstep.compare_ranks import find_mpiexec
-from gradstep.datasets import UsageError
+from gradstep._engine import files as state_files
+from gradstep.tools.cli import main
+from gradstep.tools.compare.ranks import find_mpiexec
+from gradstep.tools.datasets import UsageError
 from oracle import python
 
 pytest.importorskip("mpi4py", reason="needs mpi4py")
@@ -260,7 +260,7 @@ except ValueError as error:
         (None, "the state does not fit: missing ['state m[1]'], unknown []"),
     ):
         changed = arrays | {"state m[1]": broken}
-        _files.write(path, meta, {k: a for k, a in changed.items() if a is not None})
+        state_files.write(path, meta, {k: a for k, a in changed.items() if a is not None})
         assert python(code) == f"{path} does not fit: {message}\n"
 
 
@@ -326,6 +326,8 @@ for act in (
 def test_docstrings():
     code = """
 import doctest, gradstep.mpi
-print(doctest.testmod(gradstep.mpi, optionflags=doctest.ELLIPSIS))
+for module in gradstep.mpi, gradstep.mpi.sharded:
+    print(doctest.testmod(module, optionflags=doctest.ELLIPSIS))
 """
-    assert re.fullmatch(r"TestResults\(failed=0, attempted=\d\d+\)\n", python(code))
+    result = r"TestResults\(failed=0, attempted=\d+\)\n"
+    assert re.fullmatch(result * 2, python(code))

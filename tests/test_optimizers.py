@@ -12,7 +12,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, functional, reference
-from gradstep.optimizers import CLASSES
+from gradstep.optimizers.base import CLASSES
 from oracle import (
     DTYPES,
     RULES,

@@ -11,7 +11,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, reference
-from gradstep.orthogonal import ADJUSTMENTS
+from gradstep.optimizers.orthogonal import ADJUSTMENTS
 from oracle import DTYPES, THREADS, assert_same_bits, hostile, mild, python
 
 NAN, INF = float("nan"), float("inf")

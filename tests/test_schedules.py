@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradstep import schedules
-from gradstep._checks import MAX_INTEGER
+from gradstep._engine.checks import MAX_INTEGER
 from gradstep.schedules import (
     Schedule,
     constant,

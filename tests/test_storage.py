@@ -10,7 +10,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, functional, reference
-from gradstep._checks import ROUNDINGS
+from gradstep._engine.checks import ROUNDINGS
 from oracle import LARGE_SIZES, RULES, THREADS, assert_same_bits, hostile, hyper_of, mild
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -11,7 +11,9 @@ import pytest
 
 import gradstep as gs
 from gradstep import SAG, SAGA, SVRG, SparseAdam, losses
-from gradstep.training import Epoch, History, _norm, batches, train
+from gradstep.training.history import Epoch, History
+from gradstep.training.loop import _norm, train
+from gradstep.training.minibatches import batches
 from oracle import NO_ARRAY
 
 ROWS = 23
