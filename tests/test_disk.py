@@ -318,7 +318,7 @@ inside.wait()
 
 def test_directories_that_will_not_do(tmp_path):
     opt = gs.Adam(np.ones(3), state_dir=tmp_path)
-    assert f"state_dir={str(tmp_path)!r}>" in repr(opt)
+    assert f"state_dir={str(tmp_path)!r})" in repr(opt)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m_0.npy", "v_0.npy"]
     (tmp_path / "m_0.npy").unlink()
     with pytest.raises(FileExistsError, match=r"state_dir holds v_0\.npy already"):

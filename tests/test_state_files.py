@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import checkpoint
 from gradstep._engine import files as state_files
 from oracle import NO_ARRAY
 
@@ -150,7 +151,7 @@ def shared(path, opt, spans, shapes=None, dtypes=None):
         state_files.write_shard(path, token, number, parts)
     known = {k: str(v.dtype) for k, v in vectors.items()}
     shards = state_files.Shards(token, spans, shapes or {"": opt.params.shape}, dtypes or known)
-    state_files.write(path, {**opt._meta(), "params": "an array", **shards.meta()}, {})
+    state_files.write(path, {**checkpoint.meta_of(opt), "params": "an array", **shards.meta()}, {})
 
 
 def test_headers_of_several_processes_that_do_not_fit(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._engine import checks as check
+from ._engine.formats import FLOATS, is_float
 from ._engine.memory import ALIAS, STAGGER, zeros_at
 from ._engine.structure import Structure
 
@@ -102,10 +103,8 @@ def arena_of(arrays: Any, noun: str) -> Arena:
     given, leaves = structure.arrays(arrays, noun), structure.views(arrays, noun)
     for i, (suffix, leaf) in enumerate(zip(structure.suffixes, leaves, strict=True)):
         check.array(f"{noun}{suffix}", leaf)
-        if not check.is_float(leaf.dtype):
-            raise TypeError(
-                f"{noun}{suffix} must have dtype {', '.join(check.FLOATS)}, got {leaf.dtype}"
-            )
+        if not is_float(leaf.dtype):
+            raise TypeError(f"{noun}{suffix} must have dtype {', '.join(FLOATS)}, got {leaf.dtype}")
         if any(given[i] is other for other in given[:i]):
             raise ValueError(f"{noun}{suffix} is there twice, and an arena would part the two")
         if leaf.dtype != leaves[0].dtype:

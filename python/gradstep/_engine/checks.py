@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .formats import FLOATS, STATES, is_float
+
 #: float64 holds every whole number up to here.
 MAX_INTEGER = 2**53
-#: What steps take, and what states may be beside it.
-FLOATS = ("float64", "float32", "bfloat16", "float16")
-STATES = (*FLOATS, "int8")
-#: Arrays of fewer elements have states in float32 instead of 8 bits.
-LEAST_IN_8_BITS = 4096
 ROUNDINGS = ("stochastic", "nearest")
 
 
@@ -102,11 +99,6 @@ def several(name: str, value: Any, count: int) -> list[Any]:
         what = {2: "a pair of numbers", 3: "three numbers"}[count]
         raise TypeError(f"{name} must be {what}, got {value!r}")
     return list(found)
-
-
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether steps take arrays of this dtype."""
-    return dtype.isnative and dtype.name in FLOATS
 
 
 def float_dtype(name: str, value: DTypeLike, known: Sequence[str] = FLOATS) -> np.dtype[Any]:

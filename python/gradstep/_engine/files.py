@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks as check
+from .formats import FLOATS
 
 Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -136,7 +137,7 @@ def checked_shards(given: Any, others: Sequence[str]) -> Shards:
         expect(isinstance(shape, list) and all(map(is_size, shape)), "shapes")
     expect(isinstance(dtypes, dict) and "params" in dtypes, "dtypes")
     for kind, dtype in dtypes.items():
-        expect(isinstance(dtype, str) and dtype in check.FLOATS, f"the dtype of {kind}")
+        expect(isinstance(dtype, str) and dtype in FLOATS, f"the dtype of {kind}")
     expect(isinstance(spans, list) and all(isinstance(part, list) for part in spans), "spans")
     for span in chain(*spans):
         expect(isinstance(span, list) and len(span) == 2 and all(map(is_size, span)), "spans")

@@ -6,85 +6,21 @@ system is told which is done, so that it writes behind and takes the memory back
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..reference.storage import STATE_BLOCK, TOP, from_blocks
-from ..reference.sums import BLOCK
+from .formats import NORM_BLOCK, STATE_BLOCK, from_blocks, is_in_blocks
 from .paging import _interrupts_held, _read, _reading, _releasing
+from .plan import GradTransform, MakePlan, Plan, Scalars
 
 Array = NDArray[Any]
-Treatment = tuple[float, float | None, float | None, bool]
-Scalars = tuple[int, Sequence[float], float, bool, int]
 #: Elements of each array that are in memory together, whole blocks of the norm.
-WINDOW = 512 * BLOCK
-
-
-def checked_directory(path: str | os.PathLike[str]) -> Path:
-    """A directory that is there."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"state_dir must be a path, got {path!r}")
-    directory = Path(path)
-    if not directory.is_dir():
-        raise NotADirectoryError(f"state_dir must be a directory, got {os.fspath(path)!r}")
-    return directory
-
-
-def zeros(
-    directory: Path,
-    names: Sequence[str],
-    shapes: Sequence[Sequence[tuple[int, ...]]],
-    dtypes: Sequence[Sequence[np.dtype[Any]]],
-) -> list[list[Array]]:
-    """Zeros in new files of a directory: `m_0.npy` is the state m beside the first parameter.
-
-    Args:
-        directory: where the files will be.
-        names: of the kinds of states.
-        shapes: for each kind of state, the shape beside each parameter.
-        dtypes: and the dtype there.
-
-    Raises:
-        OSError: a file is there already, or has no room. None is left then.
-    """
-    made: list[Path] = []
-    try:
-        return [
-            [
-                _zeros_in(directory / f"{name}_{i}.npy", shape, dtype, made)
-                for i, (shape, dtype) in enumerate(zip(*kind, strict=True))
-            ]
-            for name, *kind in zip(names, shapes, dtypes, strict=True)
-        ]
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def remove(states: Mapping[str, Sequence[Array]]) -> None:
-    """Remove the files of states that are not to be."""
-    for array in (array for arrays in states.values() for array in arrays):
-        Path(array.filename).unlink(missing_ok=True)  # type: ignore[attr-defined]
-
-
-def _zeros_in(path: Path, shape: tuple[int, ...], dtype: Any, made: list[Path]) -> Array:
-    if path.exists():
-        raise FileExistsError(f"state_dir holds {path.name} already: {os.fspath(path)!r}")
-    made.append(path)
-    array: Array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        # Where the disk is full, writing to the memory of a file would end the process.
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
+WINDOW = 512 * NORM_BLOCK
 
 
 def windows(array: Array, beside: Array) -> Iterator[tuple[Array, Array]]:
@@ -93,17 +29,17 @@ def windows(array: Array, beside: Array) -> Iterator[tuple[Array, Array]]:
     for begin in range(0, vector.size, WINDOW):
         part = vector[begin : begin + WINDOW]
         held = _part(other, slice(begin, begin + part.size))
-        yield part, from_blocks(held, part.size) if held.dtype.name in TOP else held
+        yield part, from_blocks(held, part.size) if is_in_blocks(held) else held
 
 
 def _vector(array: Array) -> Array:
     """The elements of an array in a row, or of blocks these."""
-    return array if array.dtype.name in TOP else array.reshape(-1)
+    return array if is_in_blocks(array) else array.reshape(-1)
 
 
 def _part(vector: Array, window: slice) -> Array:
     """What a vector has of some elements; a window begins where a block does."""
-    if vector.dtype.name in TOP:
+    if is_in_blocks(vector):
         return vector[window.start // STATE_BLOCK : -(-window.stop // STATE_BLOCK)]
     return vector[window]
 
@@ -118,7 +54,7 @@ class WindowedPlan:
 
     def __init__(
         self,
-        make: Callable[..., _core.Plan],
+        make: MakePlan,
         rule: str,
         params: Sequence[Array],
         states: Sequence[Sequence[Array]],
@@ -127,12 +63,11 @@ class WindowedPlan:
         **options: Any,
     ) -> None:
         self._whole = make(rule, params, states, nouns, suffixes, **options)
-        self.check, self.check_apart = self._whole.check, self._whole.check_apart
-        self.acquire, self.release = self._whole.acquire, self._whole.release
-        self.check_grads, self.check_treatment = (
-            self._whole.check_grads,
-            self._whole.check_treatment,
-        )
+        whole = self._whole
+        self.check, self.check_apart = whole.check, whole.check_apart
+        self.check_grads, self.check_second_grads = whole.check_grads, whole.check_second_grads
+        self.check_treatment, self.block_sums = whole.check_treatment, whole.block_sums
+        self.acquire, self.release, self.forget = whole.acquire, whole.release, whole.forget
         self._skips = options.get("skip_nonfinite", False)
         self._single = all(param.dtype != np.float64 for param in params)
         beside = {name: options.pop(name) for name in ("copies", "low_bits") if name in options}
@@ -174,24 +109,24 @@ class WindowedPlan:
     def step(
         self,
         grads: Sequence[Any],
-        treatment: Treatment | None = None,
+        treatment: GradTransform | None = None,
         scalars: Scalars | None = None,
-        second_grads: None = None,
+        second_grads: Sequence[Any] | None = None,
         acquired: bool = False,
         norm: float | None = None,
     ) -> tuple[float, bool, bool] | None:
         """As `_core.Plan.step`. Ctrl-C waits until all windows are done."""
-        treatment = treatment or (1.0, None, None, False)
-        grad_scale, clip_norm, _, zero_grad = treatment
+        treatment = treatment or GradTransform()
+        clip_norm = treatment.clip_norm
         self.acquire()
         try:
             self.check_treatment(treatment)
-            given = self.check_grads(grads, zero_grad)
+            given = self.check_grads(grads, treatment.zero_grad)
             self.check()
             vectors = [_core.view(g, "grads").reshape(-1) for g in given]
             asked = clip_norm is not None or self._skips
             if asked and norm is None:
-                norm, finite = self._norm(vectors, grad_scale)
+                norm, finite = self._norm(vectors, treatment.grad_scale)
                 usable = finite if clip_norm is None else np.isfinite(norm)
                 if not usable and self._skips:
                     return norm, False, True
@@ -201,7 +136,7 @@ class WindowedPlan:
                 self._scalars = scalars
             assert self._scalars is not None
             t = self.t
-            now = (t if scalars is None else scalars[0], *self._scalars[1:])
+            now = self._scalars if scalars is not None else self._scalars._replace(t=t)
             report = None
             with _interrupts_held(), closing(self._sweep(vectors, with_states=True)) as windows:
                 for plan, gradient in windows:
@@ -222,9 +157,7 @@ class WindowedPlan:
 
         return _core.norm_from(total, self._single)
 
-    def _sweep(
-        self, grads: Sequence[Array], with_states: bool
-    ) -> Generator[tuple[_core.Plan, Array]]:
+    def _sweep(self, grads: Sequence[Array], with_states: bool) -> Generator[tuple[Plan, Array]]:
         """Each plan, and what of the gradient belongs to it; closed, no thread is left."""
         touched = [
             [grad, *(vectors if with_states else [])]

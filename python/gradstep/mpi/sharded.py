@@ -14,15 +14,17 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from .. import __version__, _core
+from .. import __version__, _core, checkpoint
 from .._engine import checks as check
 from .._engine import files
+from .._engine.formats import NORM_BLOCK as BLOCK
 from .._engine.memory import STAGGER
+from .._engine.plan import GradTransform
 from .._engine.structure import Structure
 from ..arena import Arena, arena_of
-from ..optimizers.base import Loaded, Optimizer, _check_keys, check_elementwise
+from ..checkpoint import Loaded, check_keys
+from ..optimizers.base import Optimizer, check_elementwise
 from ..optimizers.options import Arrays, LearningRate, StepResult
-from ..reference.sums import BLOCK
 from ..schedules.schedule import Schedule
 from ..training.history import Epoch, Verdict
 from ..training.loop import _result, _Run
@@ -191,8 +193,7 @@ class Sharded:
         self._shards = [optimizer(self._vector[piece], **arguments) for piece in self._pieces]
         for shard, piece in zip(self._shards, self._pieces, strict=True):
             if piece.start < piece.stop:
-                shard._first_element = piece.start
-                shard._tell_rounding()
+                shard._step_as_part(piece.start)
         #: This rank's pieces of the sum. One rank has it already.
         room = grads if ranks == 1 else np.empty(sum(sizes), dtype)
         self._sums = np.split(room, np.cumsum(sizes)[:-1])
@@ -246,7 +247,7 @@ class Sharded:
         factor = 1.0 if alike else weights[self._comm.rank] * ranks / weights.sum()
         vector = self._laid_out(given, factor)
         mean_scale = float(grad_scale) / ranks
-        asked = clip_norm is not None or self._shards[0]._habits["skip_nonfinite"]
+        asked = clip_norm is not None or self._shards[0]._flags["skip_nonfinite"]
         norm, result = None, None
         self._copy_in()
         arrived, returned = [], []
@@ -262,12 +263,12 @@ class Sharded:
                 result = self._result(given, norm, finite, clip_norm)
                 if result.skipped:
                     return result
-            treatment["grad_scale"] = mean_scale
+            transform = GradTransform.checked(mean_scale, clip_norm, clip_value)
             for i, (shard, part) in enumerate(zip(self._shards, self._sums, strict=True)):
                 if ranks > 1:
                     arrived[i].Wait()
-                shard._grad_norm, shard._told_lr = norm, self._last_lr
-                shard.step(part[: shard._params[0].size], **treatment)
+                part = part[: shard._params[0].size]
+                shard._step(part, transform, lr=self._last_lr, norm=norm)
                 if ranks > 1:
                     returned.append(self._collect(i))
         finally:
@@ -293,7 +294,7 @@ class Sharded:
             scale, clip_norm, clip_value = numbers.values()
             assert scale is not None
             first = self._shards[0]
-            first._plan.check_treatment((scale, clip_norm, clip_value, flag))
+            first._plan.check_treatment(GradTransform(scale, clip_norm, clip_value, flag))
             given = self._checked_grads(grads, flag)
             lr = self._last_lr = first.current_lr
             first._checked({"lr": lr})
@@ -384,7 +385,7 @@ class Sharded:
         usable = finite if clip_norm is None else math.isfinite(norm)
         if usable:
             return StepResult(norm, clip_norm is not None and norm > clip_norm, False)
-        if self._shards[0]._habits["skip_nonfinite"]:
+        if self._shards[0]._flags["skip_nonfinite"]:
             return StepResult(norm, False, True)
         suffixes = zip(self._structure.suffixes, given, strict=True)
         culprits = self._comm.allgather(
@@ -438,7 +439,7 @@ class Sharded:
         """The live states of this rank's part by name: a vector per bucket."""
         return {
             name: [array for shard in self._shards for array in shard._states[name]]
-            for name in self._shards[0]._states
+            for name in self._shards[0]._states.arrays
         }
 
     @property
@@ -538,7 +539,7 @@ class Sharded:
     ) -> None:
         first = self._shards[0]
         meta = {
-            **first._meta(),
+            **checkpoint.meta_of(first),
             "params": self._structure.kind,
             **files.Shards(
                 token,
@@ -563,19 +564,14 @@ class Sharded:
         with ExitStack() as stack:
             loaded = self._together(lambda: self._read(path, stack))
             for shard, one in zip(self._shards, loaded, strict=True):
-                shard._put(one)
+                checkpoint.put_alone(shard, one)
         self._collect_all()
 
     def _read(self, path: files.PathLike, stack: ExitStack) -> list[Loaded]:
         """What fits each piece of this rank, whose steps wait until the stack is left."""
         meta, shards, arrays = files.read_header(path)
         try:
-            _check_keys("the header", meta, ["format", *self._shards[0]._meta(), "params"])
-            if meta["params"] != self._structure.kind:
-                raise ValueError(
-                    f"its params are {meta['params']}, here they are {self._structure.kind}"
-                )
-            self._shards[0]._check_rule(meta)
+            checkpoint.check_header(self._shards[0], meta, self._structure)
             counters = {n: arrays.pop(n) for n in list(arrays) if n.startswith(files.COUNTER)}
             shapes = self._shapes()
             if shards is None:
@@ -601,7 +597,7 @@ class Sharded:
                     if a < b:
                         source[kind][a - begin : b - begin] = part[a - first : b - first]
             loaded = [
-                shard._checked_load(meta, source, with_params=True, convert=False)
+                checkpoint.checked(shard, meta, source, with_params=True, convert=False)
                 for shard, source in zip(self._shards, sources, strict=True)
             ]
         except (TypeError, ValueError) as error:
@@ -624,7 +620,7 @@ class Sharded:
     def _description(self, overlap: bool) -> dict[str, str]:
         """What must be the same on all ranks, by name."""
         first = self._shards[0]
-        shown = {**first.hyperparameters, **first._habits, **first._sizes()}
+        shown = {**first.hyperparameters, **first._fixed}
         lr = "a function" if callable(self.lr) and not isinstance(self.lr, Schedule) else self.lr
         return {
             "gradstep": __version__,
@@ -733,7 +729,7 @@ def _vectors(shard: Optimizer) -> dict[str, Array]:
 
 def _check_dtypes(found: Mapping[str, str], here: Mapping[str, str]) -> None:
     """Raise unless a file has the kinds of arrays that are here, in their dtypes."""
-    _check_keys("the state", found, here)
+    check_keys("the state", found, here)
     for kind, dtype in here.items():
         _check_dtype(kind, found[kind], dtype)
 
@@ -747,7 +743,7 @@ def _parts_of_whole(
     arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], here: Mapping[str, str]
 ) -> Iterator[tuple[str, int, Array]]:
     """The arrays of a plain state, as `read_parts` gives those of a shared one."""
-    _check_keys("the state", arrays, [kind + suffix for kind in here for suffix in shapes])
+    check_keys("the state", arrays, [kind + suffix for kind in here for suffix in shapes])
     begin = 0
     for suffix, shape in shapes.items():
         for kind, dtype in here.items():

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from .. import _core
 from .._engine import checks as check
-from ..reference.rules import nadam_momentum
+from .arguments import Fixed, Flag, Number, Numbers
 from .base import Optimizer
 from .options import Array, Arrays, LearningRate, Options
 
@@ -44,6 +45,9 @@ class Adamax(Optimizer):
     """
 
     rules = ("adamax",)
+
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
 
     def __init__(
         self,
@@ -95,6 +99,11 @@ class NAdam(Optimizer):
     rules = ("nadam", "nadam_decoupled")
     progress = MappingProxyType({"mu_product": 1.0})
 
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+    momentum_decay = Number()
+    decoupled_weight_decay = Fixed[bool]()
+
     def __init__(
         self,
         params: Arrays,
@@ -118,10 +127,13 @@ class NAdam(Optimizer):
                 "momentum_decay": momentum_decay,
             },
             weight_decay=weight_decay,
+            fixed={"decoupled_weight_decay": bool(decoupled_weight_decay)},
             **options,
         )
 
-    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
+    def _advance(
+        self, t: int, lr: float, progress: list[float]
+    ) -> tuple[Mapping[str, float], list[float]]:
         (product,) = progress
         mu = nadam_momentum(self._hyper["beta1"], self._hyper["momentum_decay"], t + 1)
         return {"mu_product": product}, [product * mu]
@@ -167,6 +179,10 @@ class RAdam(Optimizer):
 
     rules = ("radam", "radam_decoupled")
 
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+    decoupled_weight_decay = Fixed[bool]()
+
     def __init__(
         self,
         params: Arrays,
@@ -184,6 +200,7 @@ class RAdam(Optimizer):
             lr=lr,
             hyper={"beta1": beta1, "beta2": beta2, "eps": eps},
             weight_decay=weight_decay,
+            fixed={"decoupled_weight_decay": bool(decoupled_weight_decay)},
             **options,
         )
 
@@ -214,6 +231,9 @@ class Adadelta(Optimizer):
     """
 
     rules = ("adadelta",)
+
+    rho = Number()
+    eps = Number()
 
     def __init__(
         self,
@@ -262,6 +282,9 @@ class AdaBelief(Optimizer):
     """
 
     rules = ("adabelief",)
+
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
 
     def __init__(
         self,
@@ -313,6 +336,11 @@ class Yogi(Optimizer):
 
     rules = ("yogi",)
 
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+    initial_accumulator_value = Fixed[float]()
+    bias_correction = Flag()
+
     def __init__(
         self,
         params: Arrays,
@@ -338,12 +366,18 @@ class Yogi(Optimizer):
                 "bias_correction": float(check.flag("bias_correction", bias_correction)),
             },
             weight_decay=weight_decay,
+            fixed={"initial_accumulator_value": start},
             **options,
         )
-        self._begin_with("v", start, "initial_accumulator_value")
+        self._states.fill("v", start, "initial_accumulator_value")
 
 
 def _decoupled(rule: str, decoupled_weight_decay: bool) -> str:
     """The rule, or its form whose weight decay shrinks the parameter."""
     decoupled = check.flag("decoupled_weight_decay", decoupled_weight_decay)
     return f"{rule}_decoupled" if decoupled else rule
+
+
+def nadam_momentum(beta1: float, momentum_decay: float, t: int) -> float:
+    """The momentum of a step, counted from 1."""
+    return beta1 * (1 - 0.5 * float(_core.power(0.96, t * momentum_decay)))

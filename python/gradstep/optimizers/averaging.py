@@ -11,6 +11,7 @@ import numpy as np
 from .. import _core
 from .._engine import checks as check
 from .._engine.windows import windows
+from .arguments import AT_A_POINT, Fixed, Number, Numbers
 from .base import Optimizer
 from .options import Array, Arrays, LearningRate, Options
 
@@ -55,6 +56,10 @@ class ASGD(Optimizer):
 
     rules = ("asgd",)
 
+    lambd = Number()
+    alpha = Number()
+    t0 = Number()
+
     def __init__(
         self,
         params: Arrays,
@@ -76,7 +81,7 @@ class ASGD(Optimizer):
 
     def average(self) -> Arrays:
         """The mean of the points, in new arrays."""
-        return self._structure.build([ax.copy() for ax in self._numbers("ax")])
+        return self._structure.build([ax.copy() for ax in self._states.numbers("ax")])
 
 
 def check_training(training: bool) -> None:
@@ -93,6 +98,10 @@ class ScheduleFree(Optimizer):
     #: The hyper-parameter that says how near the parameters are to the mean.
     _nearness: ClassVar[str]
 
+    warmup_steps = Fixed[int]()
+    r = Fixed[float]()
+    weight_lr_power = Fixed[float]()
+
     def __init__(
         self,
         params: Arrays,
@@ -106,27 +115,30 @@ class ScheduleFree(Optimizer):
         weight_decay: float,
         **options: Any,
     ) -> None:
-        self._warmup_steps = check.integer("warmup_steps", warmup_steps, 0)
-        self._powers = (
-            check.non_negative("r", r),
-            check.non_negative("weight_lr_power", weight_lr_power),
-        )
+        fixed = {
+            "warmup_steps": check.integer("warmup_steps", warmup_steps, 0),
+            "r": check.non_negative("r", r),
+            "weight_lr_power": check.non_negative("weight_lr_power", weight_lr_power),
+        }
         if check.number(self._nearness, hyper[self._nearness]) == 0:
             raise ValueError(
                 f"{self._nearness} must be above 0, because eval() divides by it, got 0"
             )
-        super().__init__(params, rule, lr=lr, hyper=hyper, weight_decay=weight_decay, **options)
+        super().__init__(
+            params, rule, lr=lr, hyper=hyper, weight_decay=weight_decay, fixed=fixed, **options
+        )
         #: The progress, and whether the parameters are where gradients are taken.
         self._counter = np.array([*self._progress, 1.0])
         self._progress = self._counter[:-1]
 
-    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
+    def _advance(
+        self, t: int, lr: float, progress: list[float]
+    ) -> tuple[Mapping[str, float], list[float]]:
         check_training(bool(self._counter[-1]))
         total, largest = progress
-        lr = self._next_lr() * min(1.0, (t + 1) / max(1, self._warmup_steps))
-        of_step, of_rate = self._powers
+        lr *= min(1.0, (t + 1) / max(1, self.warmup_steps))
         largest = max(largest, lr)
-        weight = float(_core.power(t + 1.0, of_step) * _core.power(largest, of_rate))
+        weight = float(_core.power(t + 1.0, self.r) * _core.power(largest, self.weight_lr_power))
         total += weight
         share = weight / total if total > 0 else 0.0
         return {"lr": lr, "share": share}, [total, largest]
@@ -143,7 +155,7 @@ class ScheduleFree(Optimizer):
         with self._alone():
             if self._counter[-1] == to_mean:
                 if self.t > 0:
-                    with self._points() as points:
+                    with self._masters.points() as points:
                         pairs = zip(points, self._states["z"], strict=True)
                         parts = (part for pair in pairs for part in windows(*pair))
                         self._move_points(parts, to_mean)
@@ -164,10 +176,6 @@ class ScheduleFree(Optimizer):
         total, largest, training = counters["progress"].tolist()
         if not (0 <= total < np.inf and 0 <= largest < np.inf and training in (0, 1)):
             raise ValueError(f"counter progress is damaged: {counters['progress']}")
-
-    def _sizes(self) -> dict[str, Any]:
-        r, weight_lr_power = self._powers
-        return {"warmup_steps": self._warmup_steps, "r": r, "weight_lr_power": weight_lr_power}
 
 
 class ScheduleFreeSGD(ScheduleFree):
@@ -205,6 +213,10 @@ class ScheduleFreeSGD(ScheduleFree):
 
     rules = ("schedule_free_sgd",)
     _nearness = "momentum"
+
+    _pinned = MappingProxyType({"momentum": AT_A_POINT})
+
+    momentum = Number()
 
     def __init__(
         self,
@@ -266,6 +278,11 @@ class ScheduleFreeAdamW(ScheduleFree):
     rules = ("schedule_free_adamw",)
     _nearness = "beta1"
 
+    _pinned = MappingProxyType({"betas": AT_A_POINT})
+
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+
     def __init__(
         self,
         params: Arrays,
@@ -290,3 +307,8 @@ class ScheduleFreeAdamW(ScheduleFree):
             weight_decay=weight_decay,
             **options,
         )
+
+
+def asgd_rate(lr: float, lambd: float, alpha: float, t: int) -> float:
+    """The learning rate of a step of ASGD, counted from 1."""
+    return lr / float(_core.power(1 + lambd * lr * (t - 1), alpha))

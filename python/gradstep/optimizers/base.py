@@ -4,61 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from .. import _core
+from .. import _core, checkpoint
 from .._engine import checks as check
-from .._engine import files, windows
-from .._engine.memory import zeros_beside
+from .._engine import files, formats, state_files
+from .._engine.masters import Masters, check_params, checked_master
+from .._engine.plan import GradTransform, MakePlan, Plan, Report, Scalars
+from .._engine.states import States
 from .._engine.structure import Structure
-from ..reference.storage import (
-    TOP,
-    blocks_shape,
-    fill_blocks,
-    from_blocks,
-    joined,
-    split,
-    to_blocks,
-)
-from .options import (
-    Arrays,
-    LearningRate,
-    Report,
-    Scalars,
-    StepResult,
-    Treatment,
-    _spell_out_options,
-)
+from .._engine.windows import WindowedPlan
+from .arguments import Fixed, Setting, hint_for, shown
+from .options import Array, Arrays, LearningRate, StepResult, spell_out_options
 
-Array = NDArray[Any]
 CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
 #: Every optimizer class of the package, in the order of definition: each adds itself.
 CLASSES: list[type[Optimizer]] = []
-#: States that are no rule's: the parameters in float32, and what these lack in bfloat16.
-MASTER, LOW_BITS = "master", "low_bits"
-BESIDE_STATES: Mapping[str, np.dtype[Any]] = {
-    MASTER: np.dtype(np.float32),
-    LOW_BITS: np.dtype(np.uint16),
-}
-#: The settings of those optimizers alone that round.
-_ROUNDING = frozenset({"rounding", "rounding_seed"})
-
-
-class Loaded(NamedTuple):
-    """A state that fits an optimizer, for it to copy."""
-
-    t: int
-    hyper: dict[str, Any]
-    settings: dict[str, Any]
-    #: Each array of the optimizer, and one of its dtype and shape.
-    pairs: list[tuple[Array, Array]]
 
 
 class Optimizer:
@@ -116,26 +83,29 @@ class Optimizer:
 
     #: The native rules that this class chooses from.
     rules: ClassVar[tuple[str, ...]] = ()
-    #: What `step` needs beside the gradients, for those who know no more than gradients.
+    #: What `step` needs in addition to the gradients, for callers that have only gradients.
     step_needs: ClassVar[str] = ""
-    #: Numbers beside the states and `t` that each step moves on, with what they begin with.
+    #: Numbers besides the states and `t` that each step updates, with their initial values.
     progress: ClassVar[Mapping[str, float]] = MappingProxyType({})
-    #: The norm of all gradients, where a step has a part of them; `gradstep.mpi` sets it.
-    _grad_norm: float | None = None
-    #: The learning rate of the next step, where it is known already; `gradstep.mpi` sets it.
-    _told_lr: float | None = None
-    #: The learning rate of the last step.
-    _last_lr: float = 0.0
-    #: Where the only parameter is a part of a vector, its place there; `gradstep.mpi` sets it.
-    _first_element: int = 0
+    #: Hyper-parameters that cannot be set, and why.
+    _pinned: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: What carries the steps out; `reference.in_numpy` exchanges it.
-    _plan_class: ClassVar[Callable[..., _core.Plan]] = _core.Plan
+    _plan_class: ClassVar[MakePlan] = _core.Plan
+
+    maximize = Setting[bool]()
+    skip_nonfinite = Fixed[bool]()
+    flush_denormals = Fixed[bool]()
+    state_dtype = Fixed[str | None]()
+    rounding = Setting[str]()
+    rounding_seed = Setting[int]()
+    state_dir = Fixed[str | None]()
+    master = Fixed[bool | str]()
 
     def __init_subclass__(cls) -> None:
         # Classes of users may mean something else by **options.
         if cls.__module__.startswith(f"{__package__}."):
             for name in {"__init__", "step"} & vars(cls).keys():
-                _spell_out_options(vars(cls)[name], like=getattr(Optimizer, name))
+                spell_out_options(vars(cls)[name], like=getattr(Optimizer, name))
             if "rules" in vars(cls):
                 CLASSES.append(cls)
 
@@ -148,6 +118,7 @@ class Optimizer:
         weight_decay: float,
         hyper: Mapping[str, float] = MappingProxyType({}),
         settings: Mapping[str, Any] = MappingProxyType({}),
+        fixed: Mapping[str, Any] = MappingProxyType({}),
         maximize: bool = False,
         skip_nonfinite: bool = False,
         flush_denormals: bool = False,
@@ -159,6 +130,14 @@ class Optimizer:
         master: bool | str = False,
         **unknown: Any,
     ) -> None:
+        """What a class of a rule hands over.
+
+        Args:
+            rule: the native rule.
+            hyper: its numbers by name, without `lr` and `weight_decay`.
+            settings: other arguments that may be set between steps.
+            fixed: arguments that show in the rule, in the shapes of states, or in nothing.
+        """
         if not self.rules:
             raise TypeError(
                 "Optimizer is the base class of the rules: use one of them, such as SGD"
@@ -172,59 +151,59 @@ class Optimizer:
         _core.check_params(self._params, "params", self._structure.suffixes)
         self._rule = CORE_RULES[rule]
         self._hyper_names = self._rule.hyperparameters  # which the binding makes anew at each call
-        self._state_dtype = self._checked_state_dtype(state_dtype)
-        self._master = self._checked_master(master, copy_to)
-        held = [] if self._master else [param.dtype for param in self._params]
-        held += [self._state_dtype] if self._state_dtype else []
-        rounded = any(dtype.itemsize < 4 for dtype in held)
+        dtype = self._checked_state_dtype(state_dtype)
+        kind = self._checked_master(master, copy_to)
+        stored = [] if kind else [param.dtype for param in self._params]
+        stored += [dtype] if dtype else []
+        rounds = any(dtype.itemsize < 4 for dtype in stored)
         how = check_rounding(rounding, rounding_seed)
         self._settings = self._checked_settings(
-            {"maximize": maximize, **(how if rounded else {}), **settings}
+            {"maximize": maximize, **(how if rounds else {}), **settings}
         )
-        self._habits = {
+        flags = {
             "skip_nonfinite": check.flag("skip_nonfinite", skip_nonfinite),
             "flush_denormals": check.flag("flush_denormals", flush_denormals),
         }
+        self._flags = flags
         self._hyper = self._checked({"lr": lr, **hyper, "weight_decay": weight_decay})
         self._scalars_kept = False  # whether those of the last step are good for the next one
+        self._last = LastStep()
         self._progress = np.array([*self.progress.values()])
-        self._state_dir: Path | None = None
-        make_plan = self._plan_class
+        self._first_element = 0
+        make_plan, directory = self._plan_class, None
         if state_dir is not None:
             check_elementwise(type(self), "have a state_dir")
-            self._state_dir = windows.checked_directory(state_dir)
-            make_plan = partial(windows.WindowedPlan, self._plan_class)  # type: ignore[assignment]
-        #: What steps update, if it is in one place, and what they copy it to.
-        self._updated, self._copies = self._params, []
-        if copy_to is not None:
-            self._copies = self._structure.views(copy_to, "copy_to")
-        self._states = self._new_states()
-        with self._no_file_left():
-            kinds = list(dict.fromkeys([*self._rule.states, *self._states]))
-            nouns = ["params", "grads", *map(self._noun, kinds)]
-            beside: dict[str, Any] = {}
-            if self._master == "split":
-                self._states |= self._zeros([LOW_BITS])
-                beside["low_bits"] = self._states[LOW_BITS]
-            elif self._master:
-                self._states |= self._zeros([MASTER])
-                self._updated, self._copies = self._states[MASTER], self._params
-                for whole, param in zip(self._updated, self._params, strict=True):
-                    np.copyto(whole, param)
-            if self._copies:
-                nouns.append("params" if self._master else "copy_to")
-                beside["copies"] = self._copies
-            self._plan = make_plan(
+            directory = state_files.checked_directory(state_dir)
+            make_plan = partial(WindowedPlan, make_plan)
+        self._fixed = {
+            **fixed,
+            **flags,
+            "state_dtype": dtype and dtype.name,
+            "state_dir": directory and os.fspath(directory),
+            "master": kind,
+        }
+        copies = [] if copy_to is None else self._structure.views(copy_to, "copy_to")
+        default = formats.EXTRA_STATES[formats.MASTER] if kind else None
+        self._states = States(self._rule, self._params, dtype, default, directory)
+        self._add_states()
+        with self._states.removed_on_error():
+            kinds = list(dict.fromkeys([*self._rule.states, *self._states.arrays]))
+            nouns = ["params", "grads", *map(self._state_label, kinds)]
+            arrays = [self._states.arrays.get(kind, []) for kind in kinds]
+            self._masters = Masters(kind, self._params, copies, self._states)
+            if self._masters.copies:
+                nouns.append("params" if kind else "copy_to")
+            self._plan: Plan = make_plan(
                 rule,
-                self._updated,
-                [self._states.get(kind, []) for kind in kinds],
+                self._masters.updated,
+                arrays,
                 nouns,
                 self._structure.suffixes,
-                **self._habits,
+                **flags,
                 **self._plan_options(),
-                **beside,
+                **self._masters.plan_options(),
             )
-        self._write_copies()
+        self._masters.write_copies()
         self._tell_rounding()
 
     def step(
@@ -288,21 +267,29 @@ class Optimizer:
             arrays = (grads,) if self._is_single else self._structure.arrays(grads, "grads")
             report = self._plan.step(arrays)
             return None if report is None else StepResult(*report)
+        transform = GradTransform.checked(grad_scale, clip_norm, clip_value, zero_grad)
+        return self._step(grads, transform)
+
+    def _step(
+        self,
+        grads: Arrays,
+        transform: GradTransform,
+        *,
+        lr: float | None = None,
+        norm: float | None = None,
+    ) -> StepResult | None:
+        """A step, of which `gradstep.mpi` knows the learning rate and the norm already."""
+        keep = not (callable(self.lr) or self.progress)
         # Before the schedule runs: one that sets `lr` takes it back.
-        self._scalars_kept = not (callable(self.lr) or self.progress)
+        if keep != self._scalars_kept:
+            self._scalars_kept = keep
         try:
             t = self.t
+            lr = self._next_lr() if lr is None else self._last.begin(lr)
             late: Mapping[str, float] = {}
             if self.progress:
-                late, progress = self._advance(t, self._progress.tolist())
-            result = self._step(
-                grads,
-                self._scalars(t, 0, **late),
-                grad_scale=grad_scale,
-                clip_norm=clip_norm,
-                clip_value=clip_value,
-                zero_grad=zero_grad,
-            )
+                late, progress = self._advance(t, lr, self._progress.tolist())
+            result = self._apply(grads, transform, self._scalars(t, lr, late=late), norm=norm)
         except BaseException:
             self._scalars_kept = False
             raise
@@ -310,33 +297,38 @@ class Optimizer:
             self._progress[:] = progress
         return result
 
-    def _step(
+    def _apply(
         self,
         grads: Arrays,
+        transform: GradTransform,
         scalars: Scalars,
         second_grads: Sequence[Array] | None = None,
-        *,
-        grad_scale: float = 1.0,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        zero_grad: bool = False,
+        norm: float | None = None,
     ) -> StepResult | None:
-        treatment = (
-            check.number("grad_scale", grad_scale),
-            None if clip_norm is None else check.number("clip_norm", clip_norm),
-            None if clip_value is None else check.number("clip_value", clip_value),
-            check.flag("zero_grad", zero_grad),
-        )
         arrays = self._structure.arrays(grads, "grads")
-        report = self._run(arrays, treatment, scalars, second_grads)
+        report = self._run(arrays, transform, scalars, second_grads, norm)
         return None if report is None else StepResult(*report)
 
-    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
-        """What `progress` comes to; only where there is some.
+    def _run(
+        self,
+        grads: Sequence[Any],
+        transform: GradTransform,
+        scalars: Scalars,
+        second_grads: Sequence[Array] | None,
+        norm: float | None,
+    ) -> Report | None:
+        """Carry a step out, or raise and change nothing."""
+        return self._plan.step(grads, transform, scalars, second_grads, norm=norm)
+
+    def _advance(
+        self, t: int, lr: float, progress: list[float]
+    ) -> tuple[Mapping[str, float], list[float]]:
+        """How a step changes `progress`; only where there is some.
 
         Args:
             t: the steps so far.
-            progress: the numbers of that name, before the next step.
+            lr: the learning rate of the step.
+            progress: the numbers of that name, before the step.
 
         Returns:
             The hyper-parameters that are known only now, and the numbers after the step.
@@ -344,33 +336,28 @@ class Optimizer:
         raise NotImplementedError
 
     def _next_lr(self) -> float:
-        """The learning rate of the step that has begun: a schedule is asked once per step."""
-        self._last_lr = self.current_lr if self._told_lr is None else self._told_lr
-        return self._last_lr
+        """The learning rate of the step that begins: a schedule is called once per step."""
+        return self._last.begin(self.current_lr)
 
-    def _run(
-        self,
-        grads: Sequence[Any],
-        treatment: Treatment,
-        scalars: Scalars,
-        second_grads: Sequence[Array] | None,
-    ) -> Report | None:
-        """Carry a step out, or raise and change nothing."""
-        return self._plan.step(grads, treatment, scalars, second_grads, norm=self._grad_norm)
-
-    def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
-        """What the native step takes beside arrays.
+    def _scalars(
+        self, t: int, lr: float, row: int = 0, late: Mapping[str, float] = MappingProxyType({})
+    ) -> Scalars:
+        """The numbers of a step.
 
         Args:
-            t: the steps so far. The native step refuses if another thread has taken one since.
+            t: the steps so far.
+            lr: the learning rate.
             row: the row to update, where a state has rows.
             late: hyper-parameters that are known only now.
         """
-        hyper = {**self._hyper, **late}
-        if "lr" not in late:
-            hyper["lr"] = self._next_lr()
+        hyper = {**self._hyper, "lr": lr, **late}
         values = [hyper[name] for name in self._hyper_names]
-        return t, values, hyper["weight_decay"], self._settings["maximize"], row
+        return Scalars(t, values, hyper["weight_decay"], self._settings["maximize"], row)
+
+    def _step_as_part(self, first: int) -> None:
+        """Round as for a part of a vector that begins at this element; for `gradstep.mpi`."""
+        self._first_element = first
+        self._tell_rounding()
 
     @property
     def params(self) -> Arrays:
@@ -380,7 +367,7 @@ class Optimizer:
     @property
     def state(self) -> dict[str, Arrays]:
         """The live states by name, each in the structure of `params`."""
-        return {name: self._structure.build(arrays) for name, arrays in self._states.items()}
+        return {name: self._structure.build(arrays) for name, arrays in self._states.arrays.items()}
 
     @property
     def rule(self) -> str:
@@ -399,8 +386,20 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: LearningRate) -> None:
-        hyper = {**self._hyper, **self._checked({"lr": lr})}
-        self._hyper, self._scalars_kept = hyper, False
+        self._change_hyper("lr", {"lr": lr})
+
+    @property
+    def weight_decay(self) -> float:
+        """The weight decay. It may be set between steps."""
+        if "weight_decay" not in self._hyper:
+            raise AttributeError(f"{type(self).__name__} has no weight decay")
+        return self._hyper["weight_decay"]  # type: ignore[no-any-return]
+
+    @weight_decay.setter
+    def weight_decay(self, weight_decay: float) -> None:
+        if "weight_decay" not in self._hyper:
+            raise AttributeError(f"{type(self).__name__} has no weight decay")
+        self._change_hyper("weight_decay", {"weight_decay": weight_decay})
 
     @property
     def current_lr(self) -> float:
@@ -414,18 +413,44 @@ class Optimizer:
         lr = None if callable(self.lr) else self.lr
         return {**self._hyper, "lr": lr, **self._settings}
 
+    def _change_hyper(self, argument: str, changed: Mapping[str, Any]) -> None:
+        """Set numbers of the rule, from the next step on."""
+        if argument in self._pinned:
+            raise AttributeError(
+                f"{argument} of {type(self).__name__} cannot change: {self._pinned[argument]}"
+            )
+        checked = self._checked({**self._hyper, **changed})
+        for name in changed:
+            used = name in self._hyper_names or name == "weight_decay"
+            before = self._hyper.get(name)
+            if not used and checked[name] != before:
+                raise ValueError(
+                    f"{argument} cannot change from {before!r} to {checked[name]!r}, "
+                    f"because the rule {self.rule} does without it: make another optimizer"
+                )
+        self._hyper, self._scalars_kept = checked, False
+
+    def _change_setting(self, name: str, value: Any) -> None:
+        """Set what is no number of the rule, from the next step on."""
+        if name not in self._settings:
+            raise AttributeError(f"{name} has no effect, because no array has 16 or 8 bits")
+        self._settings = self._checked_settings({**self._settings, name: value})
+        self._scalars_kept = False
+        self._tell_rounding()
+
+    if not TYPE_CHECKING:  # type checkers find misspelt names themselves
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_") and not hasattr(type(self), name):
+                raise AttributeError(hint_for(type(self), name))
+            object.__setattr__(self, name, value)
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(hint_for(type(self), name), name=name, obj=self)
+
     def __repr__(self) -> str:
-        habits: dict[str, Any] = {name: True for name, on in self._habits.items() if on}
-        if self._state_dtype:
-            habits["state_dtype"] = self._state_dtype.name
-        if self._master:
-            habits["master"] = self._master
-        if self._state_dir is not None:
-            habits["state_dir"] = os.fspath(self._state_dir)
-        shown = {**self.hyperparameters, "lr": self.lr, **habits, **self._sizes()}
-        arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         size = sum(param.size for param in self._params)
-        return f"<{type(self).__name__} ({self.rule}) of {size} at t={self.t}: {arguments}>"
+        return f"{shown(self)}  # {size} elements, t={self.t}"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
@@ -442,15 +467,7 @@ class Optimizer:
             A dict of `rule`, `t`, `hyperparameters`, `state` (by name, in the structure of
             `params`) and `counters` (what has a shape of its own).
         """
-        with self._alone():
-            return {
-                **self._meta(),
-                "state": {
-                    name: self._structure.build([array.copy() for array in arrays])
-                    for name, arrays in self._states.items()
-                },
-                "counters": {name: array.copy() for name, array in self._counters().items()},
-            }
+        return checkpoint.state_dict(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Go on where `state_dict()` was taken. Everything in it is copied, hyper-parameters too.
@@ -466,20 +483,7 @@ class Optimizer:
             TypeError, ValueError: not such a dict, or one of another rule, shape or dtype; a
                 schedule in the place of a number, or the reverse. Nothing has changed then.
         """
-        _check_keys("state_dict", state_dict, [*self._meta(), "state", "counters"])
-        state, counters = state_dict["state"], state_dict["counters"]
-        _check_keys("state", state, self._states, free=BESIDE_STATES if convert else ())
-        _check_keys("counters", counters, self._counters())
-        sources: dict[str, Array] = {}
-        for name, tree in state.items():
-            arrays = self._structure.arrays(tree, f"state {name}")
-            sources |= zip(self._labels(f"state {name}"), arrays, strict=True)
-        for label, array in sources.items():
-            self._plan.check_apart(array, label)
-        sources |= {f"counter {name}": array for name, array in counters.items()}
-        loaded = self._checked_load(state_dict, sources, with_params=False, convert=convert)
-        with self._alone():
-            self._put(loaded)
+        checkpoint.load_state_dict(self, state_dict, convert)
 
     def save(self, path: files.PathLike) -> None:
         """Write parameters, states, step count and hyper-parameters to one file, without pickle.
@@ -492,9 +496,7 @@ class Optimizer:
         Raises:
             OSError: the file cannot be written.
         """
-        with self._alone():
-            meta = {**self._meta(), "params": self._structure.kind}
-            files.write(path, meta, self._named_arrays(with_params=True))
+        checkpoint.save(self, path)
 
     def load(self, path: files.PathLike, *, convert: bool = False) -> None:
         """Read what `save()` wrote. Parameters and states are overwritten in place.
@@ -508,126 +510,15 @@ class Optimizer:
             ValueError: not a gradstep file, a damaged one, or one of another rule, structure, shape
                 or dtype. Nothing has changed then.
         """
-        meta, arrays = files.read(path)
-        try:
-            _check_keys("the header", meta, ["format", *self._meta(), "params"])
-            if meta["params"] != self._structure.kind:
-                raise ValueError(
-                    f"its params are {meta['params']}, here they are {self._structure.kind}"
-                )
-            loaded = self._checked_load(meta, arrays, with_params=True, convert=convert)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit: {error}") from error
-        with self._alone():
-            self._put(loaded)
+        checkpoint.load(self, path, convert)
 
-    def _meta(self) -> dict[str, Any]:
-        """What is not an array."""
-        return {"rule": self.rule, "t": self.t, "hyperparameters": self.hyperparameters}
-
-    @np.errstate(all="ignore")  # a conversion may underflow, and a signalling NaN is a number too
-    def _checked_load(
-        self,
-        meta: Mapping[str, Any],
-        sources: Mapping[str, Array],
-        with_params: bool,
-        convert: bool,
-    ) -> Loaded:
-        """Check and convert everything. Nothing changes, and nothing can fail afterwards."""
-        self._check_rule(meta)
-        check.flag("convert", convert)
-        hyper = check.mapping("hyperparameters", meta["hyperparameters"])
-        if convert:  # what is rounded here may not have been so there, and the reverse
-            rounding = {name: self._settings[name] for name in _ROUNDING & self._settings.keys()}
-            hyper = {name: hyper[name] for name in hyper if name not in _ROUNDING} | rounding
-        _check_keys("hyperparameters", hyper, self.hyperparameters)
-        if (hyper["lr"] is None) != callable(self.lr):
-            raise ValueError(
-                f"lr is {hyper['lr']!r} in the state (None: a schedule) and {self.lr!r} here; make "
-                "the optimizer with the same kind, and set opt.lr after loading to change it"
-            )
-        lr = self.lr if hyper["lr"] is None else check.number("lr", hyper["lr"])
-        numbers = {name: value for name, value in hyper.items() if name in self._hyper}
-        checked = self._checked({**numbers, "lr": lr})
-        settings = self._checked_settings({name: hyper[name] for name in self._settings})
-        t = check.integer("t", meta["t"], 0)
-        targets = self._named_arrays(with_params)
-        for label, source in sources.items():
-            check.array(label, source)
-        if convert:
-            sources = self._converted(self._with_masters(sources, targets), targets)
-        _check_keys("the state", sources, targets)
-        pairs = []
-        for label, target in targets.items():
-            source = sources[label]
-            check.array_like(label, source, target, convert)
-            pairs.append((target, source.astype(target.dtype, copy=False)))
-        self._check_counters({name: sources[f"counter {name}"] for name in self._counters()})
-        return Loaded(t, checked, settings, pairs)
-
-    def _check_rule(self, meta: Mapping[str, Any]) -> None:
-        if not isinstance(meta["rule"], str) or meta["rule"] != self.rule:
-            raise ValueError(
-                f"the state is of the rule {meta['rule']!r}, this optimizer's is {self.rule!r}"
-            )
-
-    @np.errstate(all="ignore")
-    def _put(self, loaded: Loaded) -> None:
-        """Copy everything, inside of `_alone()`."""
-        for target, source in loaded.pairs:
-            np.copyto(target, source)
+    def _take_over(self, loaded: checkpoint.Loaded) -> None:
+        """Go on from a checkpoint whose arrays have been copied."""
         self._hyper, self._settings, self._scalars_kept = loaded.hyper, loaded.settings, False
         self._tell_rounding()
         self._plan.t = loaded.t
-        self._write_copies()
+        self._masters.write_copies()
         self._restored()
-
-    def _converted(
-        self, sources: Mapping[str, Array], targets: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """The sources, in 8 bits where their targets are, and not where they are not."""
-        converted = dict(sources)
-        for name in self._states:
-            labels = self._labels(f"state {name}")
-            for label, param in zip(labels, self._params, strict=True):
-                source, target = sources.get(label, param), targets[label]
-                held = source.dtype.name in TOP and source.shape == blocks_shape(param.size)
-                if target.dtype.name in TOP:
-                    if check.is_float(source.dtype) and source.shape == param.shape:
-                        if target.dtype == np.uint8 and (source < 0).any():
-                            raise ValueError(f"{label} holds negative numbers")
-                        converted[label] = to_blocks(source.astype(np.float32), target.dtype)
-                elif held and target.shape == param.shape:
-                    converted[label] = from_blocks(source, param.size).reshape(target.shape)
-        return converted
-
-    def _with_masters(
-        self, sources: Mapping[str, Array], targets: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """The sources, with masters or without, whole or split, as their targets are."""
-        converted = dict(sources)
-        for suffix, param in zip(self._structure.suffixes, self._params, strict=True):
-            own = f"params{suffix}"
-            master, low = (f"state {name}{suffix}" for name in (MASTER, LOW_BITS))
-            given = sources.get(own, param)
-            exact = converted.pop(master, given)
-            bits = converted.pop(low, None)
-            for label, x in ((own, given), (master, exact)):
-                check.array_like(label, x, param, convert=True)
-            if bits is not None and given.dtype.name == "bfloat16":
-                check.array_like(low, bits, np.empty(param.shape, BESIDE_STATES[LOW_BITS]))
-                exact = joined(given, bits)
-            single = exact.astype(np.float32)
-            if master in targets:
-                converted[master] = single
-            elif low in targets:
-                high, converted[low] = split(single)
-                given = high.view(param.dtype)
-            elif param.dtype.itemsize >= 4:
-                given = exact
-            if own in sources:
-                converted[own] = given
-        return converted
 
     def _labels(self, noun: str) -> list[str]:
         return [noun + suffix for suffix in self._structure.suffixes]
@@ -635,9 +526,15 @@ class Optimizer:
     def _named_arrays(self, with_params: bool) -> dict[str, Array]:
         """Every array by the name that messages and files have for it."""
         named = dict(zip(self._labels("params"), self._params, strict=True)) if with_params else {}
-        for name, arrays in self._states.items():
+        for name, arrays in self._states.arrays.items():
             named |= zip(self._labels(f"state {name}"), arrays, strict=True)
         return named | {f"counter {name}": array for name, array in self._counters().items()}
+
+    def _arrays(self) -> list[Array]:
+        """Every array that a step may write to."""
+        copies = self._masters.copies
+        others = [] if copies is self._params else copies
+        return [*self._named_arrays(with_params=True).values(), *others]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -649,80 +546,16 @@ class Optimizer:
         finally:
             self._plan.release()
 
-    def _new_states(self) -> dict[str, list[Array]]:
-        """The states by name: those of the rule, and what else is saved with them."""
-        return self._zeros(self._rule.states)
+    def _add_states(self) -> None:
+        """Make the states of the rule, and what else is saved with them."""
+        self._states.add(self._rule.states)
 
-    def _zeros(self, names: Sequence[str], rows: int | None = None) -> dict[str, list[Array]]:
-        """States of zeros; the one that has rows, if the rule has such a one, with so many."""
-        leading = {self._rule.row_state: () if rows is None else (rows,)}
-
-        default: np.dtype[Any] | None = BESIDE_STATES[MASTER] if self._master else None
-
-        def form(name: str, param: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
-            if name not in self._rule.states:
-                return param.shape, BESIDE_STATES.get(name, param.dtype)
-            shape = (*leading.get(name, ()), *self._rule.state_shape(name, param.shape))
-            dtype = self._state_dtype or default or param.dtype
-            if dtype != np.int8:
-                return shape, dtype
-            if param.size < check.LEAST_IN_8_BITS:
-                return shape, np.dtype(np.float32)
-            never_negative = name in self._rule.never_negative
-            return blocks_shape(param.size), np.dtype(np.uint8 if never_negative else np.int8)
-
-        forms = [[form(name, param) for param in self._params] for name in names]
-        shapes = [[shape for shape, _ in kind] for kind in forms]
-        dtypes = [[dtype for _, dtype in kind] for kind in forms]
-        if self._state_dir is None:
-            arrays = zeros_beside(self._params, shapes, dtypes)
-        else:
-            arrays = windows.zeros(self._state_dir, names, shapes, dtypes)
-        return dict(zip(names, arrays, strict=True))
-
-    @contextlib.contextmanager
-    def _no_file_left(self) -> Iterator[None]:
-        """Where the optimizer is refused after all, remove the files of its states."""
-        try:
-            yield
-        except BaseException:
-            if self._state_dir is not None:
-                windows.remove(self._states)
-            raise
-
-    def _begin_with(self, state: str, start: float, argument: str) -> None:
-        """Fill a state with what an argument says."""
-        with self._no_file_left():
-            self._fill(state, start, argument)
-
-    def _fill(self, state: str, start: float, argument: str) -> None:
-        for array, param in zip(self._states[state], self._params, strict=True):
-            in_blocks = array.dtype.name in TOP
-            with np.errstate(all="ignore"):
-                number = np.array([start]).astype(np.float32 if in_blocks else array.dtype)
-            if in_blocks:
-                number = from_blocks(to_blocks(number, array.dtype), 1)
-            if float(number[0]) == np.inf:
-                raise ValueError(f"{argument} is {start}, which {array.dtype} cannot hold")
-            if start == 0:  # zeros are not touched before the first step
-                continue
-            if in_blocks:
-                fill_blocks(array, start, param.size)
-            else:
-                array.fill(start)
-
-    def _numbers(self, state: str) -> Iterator[Array]:
-        """Those of a state beside each parameter: itself, or what 8 bits hold."""
-        for array, param in zip(self._states[state], self._params, strict=True):
-            held = array.dtype.name in TOP
-            yield from_blocks(array, param.size).reshape(param.shape) if held else array
-
-    def _noun(self, state: str) -> str:
+    def _state_label(self, state: str) -> str:
         """What messages call a state."""
         return f"state {state}"
 
     def _plan_options(self) -> dict[str, Any]:
-        """What the plan needs to know beside arrays."""
+        """What the plan needs to know in addition to arrays."""
         return {}
 
     def _counters(self) -> dict[str, Array]:
@@ -730,23 +563,14 @@ class Optimizer:
         return {}
 
     def _check_counters(self, counters: Mapping[str, Array]) -> None:
-        """Raise unless these can take the place of `_counters()`, whose dtypes and shapes fit."""
+        """Raise unless these can replace `_counters()`, whose dtypes and shapes fit."""
 
     def _restored(self) -> None:
-        """Called when a state has been loaded, for what follows from it."""
-
-    def _sizes(self) -> dict[str, int | None]:
-        """Arguments that show in the shapes of the states, or in nothing."""
-        return {}
-
-    def _arrays(self) -> list[Array]:
-        """Every array that a step may write to."""
-        copies = [] if self._copies is self._params else self._copies
-        return [*self._named_arrays(with_params=True).values(), *copies]
+        """Called when a checkpoint has been loaded, for what follows from it."""
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters that are no numbers of the rule."""
-        how = {name: settings[name] for name in settings if name in _ROUNDING}
+        how = {name: settings[name] for name in settings if name in checkpoint.ROUNDING}
         maximize = check.flag("maximize", settings["maximize"])
         return {"maximize": maximize, **(check_rounding(**how) if how else {})}
 
@@ -764,46 +588,12 @@ class Optimizer:
     def _checked_master(self, master: Any, copy_to: Arrays | None) -> bool | str:
         if copy_to is not None:
             check_elementwise(type(self), "have a copy_to")
-        if not isinstance(master, (bool, np.bool_)) and not (
-            isinstance(master, str) and master == "split"
-        ):
-            raise ValueError(f"master must be True, False or 'split', got {master!r}")
-        if not master:
-            return False
-        check_elementwise(type(self), "have masters")
-        if copy_to is not None:
-            raise ValueError(f"copy_to must be None with master={master!r}: params are the copy")
-        known = ("bfloat16",) if master == "split" else ("bfloat16", "float16")
-        for label, param in zip(self._labels("params"), self._params, strict=True):
-            if param.dtype.name not in known:
-                raise TypeError(
-                    f"{label} must have dtype {' or '.join(known)} with master={master!r}, "
-                    f"got {param.dtype}"
-                )
-        return master if isinstance(master, str) else True
-
-    def _write_copies(self) -> None:
-        for copy, updated in zip(self._copies, self._updated, strict=bool(self._copies)):
-            with np.errstate(all="ignore"):
-                np.copyto(copy, updated, casting="unsafe")
-
-    def _whole(self) -> Sequence[Array]:
-        """The parameters as steps update them."""
-        if self._master != "split":
-            return self._updated
-        halves = zip(self._params, self._states[LOW_BITS], strict=True)
-        return [joined(high, low) for high, low in halves]
-
-    @contextlib.contextmanager
-    def _points(self) -> Iterator[Sequence[Array]]:
-        """The same, to be moved under no error state; then all that holds them follows."""
-        whole = self._whole()
-        with np.errstate(all="ignore"):
-            yield whole
-        if self._master == "split":
-            for x, param, low in zip(whole, self._params, self._states[LOW_BITS], strict=True):
-                param.view(np.uint16)[...], low[...] = split(x)
-        self._write_copies()
+        kind = checked_master(master)
+        if kind:
+            check_elementwise(type(self), "have masters")
+            labels = self._labels("params")
+            check_params(kind, labels, self._params, with_copies=copy_to is not None)
+        return kind
 
     def _tell_rounding(self) -> None:
         if "rounding" in self._settings:
@@ -820,6 +610,19 @@ class Optimizer:
                 checked[name] = check.number(name, value)
                 _owner(self.rules, name).check_hyper(name, checked[name], single)
         return checked
+
+
+class LastStep:
+    """What is known of the last step. Apart from the optimizer, whose attributes are checked."""
+
+    __slots__ = ("lr",)
+
+    def __init__(self) -> None:
+        self.lr = 0.0
+
+    def begin(self, lr: float) -> float:
+        self.lr = lr
+        return lr
 
 
 def check_rounding(rounding: Any, rounding_seed: Any) -> dict[str, Any]:
@@ -855,12 +658,3 @@ def _owner(rules: Sequence[str], hyper: str) -> _core.Rule:
     """The first of a class's rules that has this hyper-parameter, for its range."""
     named = (CORE_RULES[rule] for rule in rules)
     return next(rule for rule in named if hyper in (*rule.hyperparameters, "weight_decay"))
-
-
-def _check_keys(noun: str, given: Any, wanted: Iterable[str], free: Container[str] = ()) -> None:
-    """A mapping with these keys and no others, but for those that may be there or not."""
-    check.mapping(noun, given)
-    missing = [key for key in wanted if key not in given and key not in free]
-    unknown = [key for key in given if key not in set(wanted) and key not in free]
-    if missing or unknown:
-        raise ValueError(f"{noun} does not fit: missing {missing}, unknown {unknown}")

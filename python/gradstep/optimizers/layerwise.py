@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._engine import checks as check
+from .arguments import Argument, Flag, Number, Numbers
 from .base import Optimizer
 from .options import Arrays, LearningRate, Options
 
@@ -48,6 +49,9 @@ class LARS(Optimizer):
     """
 
     rules = ("lars",)
+
+    momentum = Number()
+    trust_coefficient = Number()
 
     def __init__(
         self,
@@ -102,6 +106,10 @@ class LAMB(Optimizer):
 
     rules = ("lamb",)
 
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+    bias_correction = Flag()
+
     def __init__(
         self,
         params: Arrays,
@@ -127,6 +135,26 @@ class LAMB(Optimizer):
             weight_decay=weight_decay,
             **options,
         )
+
+
+def _epsilons(eps: Any) -> tuple[float, Any]:
+    """The pair as the rule has it: 0 for the machine epsilon."""
+    if not isinstance(eps, (tuple, list)) or len(eps) != 2:
+        raise TypeError(f"eps must be a pair of numbers, or of None and a number, got {eps!r}")
+    eps1 = 0.0 if eps[0] is None else check.number("eps[0]", eps[0])
+    if eps[0] is not None and not eps1 > 0:
+        raise ValueError(f"eps[0] must be above 0, or None, got {eps1}")
+    return eps1, eps[1]
+
+
+class Epsilons(Argument[tuple[float | None, float]]):
+    """The pair of which the first is None for the machine epsilon."""
+
+    def of(self, opt: Optimizer) -> tuple[float | None, float]:
+        return opt._hyper["eps1"] or None, opt._hyper["eps2"]
+
+    def change(self, opt: Optimizer, value: tuple[float | None, float]) -> None:
+        opt._change_hyper(self.name, dict(zip(("eps1", "eps2"), _epsilons(value), strict=True)))
 
 
 class Adafactor(Optimizer):
@@ -175,6 +203,10 @@ class Adafactor(Optimizer):
 
     rules = ("adafactor",)
 
+    beta2_decay = Number()
+    eps = Epsilons()
+    d = Number()
+
     def __init__(
         self,
         params: Arrays,
@@ -185,16 +217,12 @@ class Adafactor(Optimizer):
         weight_decay: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        if not isinstance(eps, (tuple, list)) or len(eps) != 2:
-            raise TypeError(f"eps must be a pair of numbers, or of None and a number, got {eps!r}")
-        eps1 = 0.0 if eps[0] is None else check.number("eps[0]", eps[0])
-        if eps[0] is not None and not eps1 > 0:
-            raise ValueError(f"eps[0] must be above 0, or None, got {eps1}")
+        eps1, eps2 = _epsilons(eps)
         super().__init__(
             params,
             "adafactor",
             lr=lr,
-            hyper={"beta2_decay": beta2_decay, "eps1": eps1, "eps2": eps[1], "d": d},
+            hyper={"beta2_decay": beta2_decay, "eps1": eps1, "eps2": eps2, "d": d},
             weight_decay=weight_decay,
             **options,
         )

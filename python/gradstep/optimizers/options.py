@@ -13,12 +13,6 @@ from .._engine import files
 #: An array of NumPy, or of any library that shows its memory, or a list, tuple or dict of arrays.
 Arrays = Any
 Array = NDArray[Any]
-#: The steps so far, the hyper-parameters in the rule's order, weight decay, maximize, the row.
-Scalars = tuple[int, list[float], float, bool, int]
-#: What a step does to the gradients: `grad_scale`, `clip_norm`, `clip_value` and `zero_grad`.
-Treatment = tuple[float, float | None, float | None, bool]
-#: What `StepResult` holds.
-Report = tuple[float, bool, bool]
 #: A learning rate, or a function of the step (from 0) that gives one.
 LearningRate = float | Callable[[int], float]
 
@@ -64,7 +58,7 @@ class StepResult(NamedTuple):
     skipped: bool
 
 
-def _spell_out_options(function: Callable[..., Any], like: Callable[..., Any]) -> None:
+def spell_out_options(function: Callable[..., Any], like: Callable[..., Any]) -> None:
     """Show in a signature what `**options` stands for, as another one has it."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -10,17 +10,16 @@ import numpy as np
 
 from .. import _core
 from .._engine import checks as check
+from .._engine.plan import GradTransform, Plan, Report, Scalars
+from .arguments import Flag, Number, Setting
 from .base import CORE_RULES, Optimizer
 from .options import (
     Array,
     Arrays,
     LearningRate,
     Options,
-    Report,
-    Scalars,
     StepOptions,
     StepResult,
-    Treatment,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +85,13 @@ class Muon(Optimizer):
 
     rules = ("muon", "muon_direction")
 
+    momentum = Number()
+    nesterov = Flag()
+    ns_coefficients = Setting[tuple[float, float, float]]()
+    eps = Setting[float]()
+    ns_steps = Setting[int]()
+    adjust_lr_fn = Setting[str | None]()
+
     def __init__(
         self,
         params: Arrays,
@@ -114,39 +120,40 @@ class Muon(Optimizer):
             **options,
         )
         # They hold nothing from step to step, and so are no part of the state.
-        self._directions = self._states.pop("o")
+        self._directions = self._states.arrays.pop("o")
         self._scratch = _scratch(self._params)
         self._direction_plan = self._plan_class(
             "muon_direction",
             self._directions,
             [self._states["m"]],
-            ["params", "grads", self._noun("m")],
+            ["params", "grads", self._state_label("m")],
             self._structure.suffixes,
-            **self._habits,
+            **self._flags,
         )
 
     def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
-        return self._step(grads, self._scalars(self.t), **options)
+        scalars = self._scalars(self.t, self._next_lr())
+        return self._apply(grads, GradTransform.checked(**options), scalars)
 
     def _run(
         self,
         grads: Sequence[Any],
-        treatment: Treatment,
+        transform: GradTransform,
         scalars: Scalars,
         second_grads: Sequence[Array] | None,
+        norm: float | None,
     ) -> Report | None:
         # The directions are formed beside parameters and states, which change in one call, the
         # last: whatever raises or interrupts before it has changed nothing.
-        *treated, zero_grad = treatment
         with self._alone():
-            grads = self._plan.check_grads(grads, zero_grad)
-            self._direction_plan.t = scalars[0]
+            grads = self._plan.check_grads(grads, transform.zero_grad)
+            self._direction_plan.t = scalars.t
             report = self._form(
-                self._directions, self._direction_plan, self._scratch, grads, treated, scalars
+                self._directions, self._direction_plan, self._scratch, grads, transform, scalars
             )
             if report is not None and report[2]:  # skipped
                 return report
-            return self._plan.step(grads, treatment, scalars, acquired=True)
+            return self._plan.step(grads, transform, scalars, acquired=True)
 
     def directions(self, grads: Sequence[Array], means: Sequence[Array]) -> list[Array]:
         """What a step would move along, as new arrays, if `m` were these arrays.
@@ -157,23 +164,28 @@ class Muon(Optimizer):
         nouns, suffixes = ["directions", "grads", "means"], [f"[{i}]" for i in range(len(means))]
         plan = self._plan_class("muon_direction", directions, [means], nouns, suffixes)
         scratch = _scratch(directions)
-        self._form(directions, plan, scratch, grads, (1.0, None, None), self._scalars(0))
+        self._form(
+            directions, plan, scratch, grads, GradTransform(), self._scalars(0, self._next_lr())
+        )
         return directions
 
     def _form(
         self,
         directions: Sequence[Array],
-        plan: _core.Plan,
+        plan: Plan,
         scratch: Sequence[Sequence[Array]],
         grads: Sequence[Any],
-        treated: Sequence[Any],
+        transform: GradTransform,
         scalars: Scalars,
     ) -> Report | None:
         """Fill directions, which a plan makes of gradients, unless the step is skipped."""
-        t, (lr, *_), _, maximize, row = scalars
-        hyper = {**self._hyper, "lr": lr}
+        hyper = {**self._hyper, "lr": scalars.hyper[0]}
         values = [hyper[name] for name in CORE_RULES["muon_direction"].hyperparameters]
-        report = plan.step(grads, (*treated, False), (t, values, 0.0, maximize, row))
+        report = plan.step(
+            grads,
+            transform._replace(zero_grad=False),
+            scalars._replace(hyper=values, weight_decay=0.0),
+        )
         if report is None or not report[2]:
             with np.errstate(all="ignore"):
                 for direction, room in zip(directions, scratch, strict=True):
@@ -201,10 +213,10 @@ class Muon(Optimizer):
             x += product
         x *= ADJUSTMENTS[settings["adjust_lr_fn"] or "original"](rows, columns)
 
-    def _new_states(self) -> dict[str, list[Array]]:
+    def _add_states(self) -> None:
         for label, param in zip(self._labels("params"), self._params, strict=True):
             check_matrix(label, param.shape)
-        return super()._new_states()
+        super()._add_states()
 
     def _checked_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         coefficients = check.triple("ns_coefficients", settings["ns_coefficients"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .._engine import checks as check
 from .adaptive import _decoupled
+from .arguments import Fixed, Number, Numbers
 from .base import Optimizer
 from .options import Arrays, LearningRate, Options
 
@@ -48,6 +49,12 @@ class AdEMAMix(Optimizer):
     """
 
     rules = ("ademamix",)
+
+    betas = Numbers("beta1", "beta2", "beta3")
+    eps = Number()
+    alpha = Number()
+    alpha_warmup = Number()
+    beta3_warmup = Number()
 
     def __init__(
         self,
@@ -114,6 +121,10 @@ class ADOPT(Optimizer):
 
     rules = ("adopt", "adopt_decoupled")
 
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+    decoupled_weight_decay = Fixed[bool]()
+
     def __init__(
         self,
         params: Arrays,
@@ -131,6 +142,7 @@ class ADOPT(Optimizer):
             lr=lr,
             hyper={"beta1": beta1, "beta2": beta2, "eps": eps},
             weight_decay=weight_decay,
+            fixed={"decoupled_weight_decay": bool(decoupled_weight_decay)},
             **options,
         )
 
@@ -167,6 +179,10 @@ class FTRL(Optimizer):
     """
 
     rules = ("ftrl",)
+
+    beta = Number()
+    l1 = Number()
+    l2 = Number()
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._engine import checks as check
+from .._engine.plan import GradTransform
+from .arguments import Fixed, Number, Setting
 from .options import Array, Arrays, LearningRate, StepResult
 from .tables import _TableMethod
 
@@ -29,6 +31,10 @@ class _RowMethod(_TableMethod):
 
     step_needs = "the row of each gradient"
 
+    rows = Fixed[int]()
+    order = Setting[str]()
+    seed = Setting[int]()
+
     def __init__(
         self,
         params: Arrays,
@@ -43,15 +49,16 @@ class _RowMethod(_TableMethod):
         rows = check.integer("rows", rows, 1)
         self._row_weights = None if row_weights is None else _numbers(row_weights, rows)
         settings = {"order": order, "seed": seed}
-        super().__init__(params, rule, rows=rows, settings=settings, **others)
+        fixed = {"row_weights": row_weights is not None}
+        super().__init__(params, rule, rows=rows, settings=settings, fixed=fixed, **others)
         self._check_counters(self._counters())
         #: The steps so far and, after them, the number of rows seen and the sum of their weights,
         #: which is exact: what is forgotten leaves no trace.
         self._tally: tuple[int, int, int | Fraction] = (-1, 0, 0)
         self._epoch: tuple[Any, ...] = ()
 
-    def step(  # type: ignore[override]
-        self, grads: Arrays, row: int, **options: Unpack[StepOptions]
+    def step(
+        self, grads: Arrays, row: int | None = None, **options: Unpack[StepOptions]
     ) -> StepResult | None:
         """Update once with the gradient of one row.
 
@@ -66,15 +73,27 @@ class _RowMethod(_TableMethod):
             TypeError, ValueError: an array that does not fit, by name; without `skip_nonfinite`, a
                 gradient that holds NaN or infinity, which `d` would keep. Nothing has changed then.
         """
+        if row is None:
+            raise TypeError(
+                f"{type(self).__name__}.step() needs the row that the gradient is of: "
+                "step(grads, row), where row is what next_row() gave"
+            )
         row, t = self._checked_row(row), self.t
         count, total = self._tallied(t)
         weight = self._weight(row)
         if not self._seen[row]:
             count, total = count + 1, total + weight
         scalars = self._scalars(
-            t, row, row_weight=float(weight), weight_seen=float(total), rows_seen=float(count)
+            t,
+            self._next_lr(),
+            row,
+            {
+                "row_weight": float(weight),
+                "weight_seen": float(total),
+                "rows_seen": float(count),
+            },
         )
-        result = self._step(grads, scalars, **options)
+        result = self._apply(grads, GradTransform.checked(**options), scalars)
         if result is None or not result.skipped:
             self._tally = t + 1, count, total
         return result
@@ -300,6 +319,8 @@ class SAGA(_RowMethod):
     """
 
     rules = ("saga", "saga_l1")
+
+    l1 = Number()
 
     def __init__(
         self,

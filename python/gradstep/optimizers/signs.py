@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .._engine import checks as check
+from .arguments import Numbers
 from .base import Optimizer
 from .options import Arrays, LearningRate, Options
 
@@ -52,6 +54,9 @@ class Rprop(Optimizer):
 
     rules = ("rprop",)
 
+    etas = Numbers("etaminus", "etaplus")
+    step_sizes = Numbers("step_min", "step_max")
+
     def __init__(
         self,
         params: Arrays,
@@ -64,10 +69,6 @@ class Rprop(Optimizer):
     ) -> None:
         etaminus, etaplus = check.pair("etas", etas)
         step_min, step_max = check.pair("step_sizes", step_sizes)
-        if not etaplus > 1:
-            raise ValueError(f"etas[1] must be above 1, got {etaplus}")
-        if not step_min <= step_max:
-            raise ValueError(f"step_sizes must be the least and the largest, got {step_sizes}")
         super().__init__(
             params,
             "rprop",
@@ -81,6 +82,16 @@ class Rprop(Optimizer):
             weight_decay=weight_decay,
             **options,
         )
+
+    def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super()._checked(hyper)
+        if "etaplus" in checked:
+            etaplus, sizes = checked["etaplus"], (checked["step_min"], checked["step_max"])
+            if not etaplus > 1:
+                raise ValueError(f"etas[1] must be above 1, got {etaplus}")
+            if not sizes[0] <= sizes[1]:
+                raise ValueError(f"step_sizes must be the least and the largest, got {sizes}")
+        return checked
 
 
 class Lion(Optimizer):
@@ -109,6 +120,8 @@ class Lion(Optimizer):
     """
 
     rules = ("lion",)
+
+    betas = Numbers("beta1", "beta2")
 
     def __init__(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .._engine import checks as check
+from .._engine.plan import Scalars
+from .arguments import Fixed, Number, Numbers
 from .base import Optimizer
-from .options import Arrays, LearningRate, Options, Scalars, StepOptions, StepResult
+from .options import Arrays, LearningRate, Options, StepOptions, StepResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,8 +75,10 @@ class RowSparse(Optimizer):
         """
         return super().step(grads, **options)
 
-    def _scalars(self, t: int, row: int = 0, **late: float) -> Scalars:
-        return super()._scalars(t, row, weight_decay=0.0, **late)
+    def _scalars(
+        self, t: int, lr: float, row: int = 0, late: Mapping[str, float] = MappingProxyType({})
+    ) -> Scalars:
+        return super()._scalars(t, lr, row, {"weight_decay": 0.0, **late})
 
     def _plan_options(self) -> dict[str, Any]:
         return {"by_rows": True}
@@ -113,6 +118,9 @@ class SparseAdam(RowSparse):
     """
 
     rules = ("sparse_adam",)
+
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
 
     def __init__(
         self,
@@ -163,6 +171,10 @@ class SparseAdagrad(RowSparse):
 
     rules = ("sparse_adagrad",)
 
+    lr_decay = Number()
+    eps = Number()
+    initial_accumulator_value = Fixed[float]()
+
     def __init__(
         self,
         params: Arrays,
@@ -178,6 +190,7 @@ class SparseAdagrad(RowSparse):
             "sparse_adagrad",
             lr=lr,
             hyper={"lr_decay": lr_decay, "eps": eps},
+            fixed={"initial_accumulator_value": start},
             **options,
         )
-        self._begin_with("s", start, "initial_accumulator_value")
+        self._states.fill("s", start, "initial_accumulator_value")

@@ -9,6 +9,8 @@ import numpy as np
 
 from .. import _core
 from .._engine import checks as check
+from .._engine.plan import GradTransform
+from .arguments import Fixed
 from .base import Optimizer
 from .options import Array, Arrays, LearningRate, StepResult
 
@@ -57,6 +59,8 @@ class SVRG(Optimizer):
     rules = ("svrg",)
     step_needs = "the gradients of each row at the snapshot too"
 
+    every = Fixed[int | None]()
+
     def __init__(
         self,
         params: Arrays,
@@ -73,7 +77,14 @@ class SVRG(Optimizer):
         self._every = None if every is None else check.integer("every", every, 1)
         #: The steps that had been taken at the snapshot; -1: there is none.
         self._snapshot_t = np.array(-1, np.int64)
-        super().__init__(params, "svrg", lr=lr, weight_decay=weight_decay, **options)
+        super().__init__(
+            params,
+            "svrg",
+            lr=lr,
+            weight_decay=weight_decay,
+            fixed={"every": self._every, "full_gradient": True},
+            **options,
+        )
 
     @property
     def snapshot(self) -> Arrays:
@@ -129,12 +140,13 @@ class SVRG(Optimizer):
                     f"{name} must be None for SVRG, whose steps clipping would bias, "
                     f"got {options[name]!r}"
                 )
+        transform = GradTransform.checked(**options)
         t, taken = self.t, int(self._snapshot_t)
         second = self._structure.arrays(snapshot_grads, "snapshot_grads")
         if self._every is None or 0 <= taken <= t < taken + self._every:
             if taken < 0:
                 raise RuntimeError("there is no snapshot: call take_snapshot(), or give every=")
-            return self._step(grads, self._scalars(t), second, **options)
+            return self._apply(grads, transform, self._scalars(t, self._next_lr()), second)
         first = self._structure.arrays(grads, "grads")
         self._plan.check_grads(first)
         self._plan.check_second_grads(second)
@@ -144,7 +156,7 @@ class SVRG(Optimizer):
         self.take_snapshot()
         result = None
         try:
-            result = self._step(grads, self._scalars(t), first, **options)
+            result = self._apply(grads, transform, self._scalars(t, self._next_lr()), first)
         finally:
             if self.t == t:  # no step was taken
                 self._put_snapshot(old_snapshot, old_mu, taken)
@@ -157,20 +169,16 @@ class SVRG(Optimizer):
                     np.copyto(target, array)
             self._snapshot_t[...] = t
 
-    def _new_states(self) -> dict[str, list[Array]]:
-        states = self._zeros(["mu", "snapshot"])
-        for target, param in zip(states["snapshot"], self._params, strict=True):
+    def _add_states(self) -> None:
+        self._states.add(["mu", "snapshot"])
+        for target, param in zip(self._states["snapshot"], self._params, strict=True):
             np.copyto(target, param)
-        return states
 
-    def _noun(self, state: str) -> str:
-        return "snapshot_grads" if state == "snapshot_grad" else super()._noun(state)
+    def _state_label(self, state: str) -> str:
+        return "snapshot_grads" if state == "snapshot_grad" else super()._state_label(state)
 
     def _counters(self) -> dict[str, Array]:
         return {"snapshot_t": self._snapshot_t}
 
     def _check_counters(self, counters: Mapping[str, Array]) -> None:
         check.integer("counter snapshot_t", int(counters["snapshot_t"]), -1)
-
-    def _sizes(self) -> dict[str, int | None]:
-        return {"every": self._every}

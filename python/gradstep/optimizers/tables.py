@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .._engine import checks as check
 from .._engine import memory
+from .._engine.plan import GradTransform
+from .arguments import Fixed
 from .base import Optimizer
 from .options import Array, Arrays, LearningRate, StepResult
 
@@ -30,20 +34,28 @@ class _TableMethod(Optimizer):
     _size_name: ClassVar[str] = "rows"
 
     def __init__(
-        self, params: Arrays, rule: str, *, rows: int, table: Arrays | None, **others: Any
+        self,
+        params: Arrays,
+        rule: str,
+        *,
+        rows: int,
+        table: Arrays | None,
+        fixed: Mapping[str, Any] = MappingProxyType({}),
+        **others: Any,
     ) -> None:
         self._rows, self._table = rows, table
-        super().__init__(params, rule, **others)
+        fixed = {self._size_name: rows, "table": table is not None, **fixed}
+        super().__init__(params, rule, fixed=fixed, **others)
         del self._table
 
-    def _new_states(self) -> dict[str, list[Array]]:
+    def _add_states(self) -> None:
         if self._table is None:
             self._check_room()
-            states = self._zeros(self._rule.states, self._rows)
+            self._states.add(self._rule.states, self._rows)
         else:
-            states = {**self._zeros(["d"]), "y": self._checked_table()}
+            self._states.add(["d"])
+            self._states.arrays["y"] = self._checked_table()
         self._seen = np.zeros(self._rows, np.bool_)
-        return states
 
     def _check_room(self) -> None:
         """Raise unless a new table fits into memory."""
@@ -71,14 +83,12 @@ class _TableMethod(Optimizer):
                 )
         return arrays
 
-    def _noun(self, state: str) -> str:
-        return "table" if state == "y" and self._table is not None else super()._noun(state)
+    def _state_label(self, state: str) -> str:
+        is_given = state == "y" and self._table is not None
+        return "table" if is_given else super()._state_label(state)
 
     def _plan_options(self) -> dict[str, Any]:
         return {"refuse_nonfinite": True, "seen": self._seen}
-
-    def _sizes(self) -> dict[str, int | None]:
-        return {self._size_name: self._rows}
 
 
 class WindowSAG(_TableMethod):
@@ -123,6 +133,8 @@ class WindowSAG(_TableMethod):
     rules = ("window_sag",)
     _size_name = "window"
 
+    window = Fixed[int]()
+
     def __init__(
         self,
         params: Arrays,
@@ -149,8 +161,9 @@ class WindowSAG(_TableMethod):
 
     def step(self, grads: Arrays, **options: Unpack[StepOptions]) -> StepResult | None:
         t = self.t
-        scalars = self._scalars(t, t % self._rows, seen=min(t + 1, self._rows))
-        return self._step(grads, scalars, **options)
+        seen = {"seen": min(t + 1, self._rows)}
+        scalars = self._scalars(t, self._next_lr(), t % self._rows, seen)
+        return self._apply(grads, GradTransform.checked(**options), scalars)
 
     def _plan_options(self) -> dict[str, Any]:
         return {} if self._rows == 1 else super()._plan_options()

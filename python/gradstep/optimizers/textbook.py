@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .._engine import checks as check
+from .arguments import AT_A_POINT, Fixed, Flag, Number, Numbers
 from .base import Optimizer
 from .options import Arrays, LearningRate, Options
 
@@ -49,6 +52,10 @@ class SGD(Optimizer):
 
     rules = ("sgd", "sgd_momentum", "sgd_nesterov")
 
+    momentum = Number()
+    dampening = Number()
+    nesterov = Fixed[bool]()
+
     def __init__(
         self,
         params: Arrays,
@@ -63,18 +70,30 @@ class SGD(Optimizer):
             check.number("momentum", momentum),
             check.number("dampening", dampening),
         )
-        if check.flag("nesterov", nesterov) and not (momentum > 0 and dampening == 0):
-            raise ValueError(
-                f"nesterov needs momentum above 0 and dampening 0, "
-                f"got momentum={momentum}, dampening={dampening}"
-            )
+        if check.flag("nesterov", nesterov):
+            _check_nesterov(momentum, dampening)
         super().__init__(
             params,
             "sgd_nesterov" if nesterov else "sgd_momentum" if momentum != 0 else "sgd",
             lr=lr,
             hyper={"momentum": momentum, "dampening": dampening},
             weight_decay=weight_decay,
+            fixed={"nesterov": bool(nesterov)},
             **options,
+        )
+
+    def _checked(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super()._checked(hyper)
+        if self.rule == "sgd_nesterov" and "momentum" in checked:
+            _check_nesterov(checked["momentum"], checked["dampening"])
+        return checked
+
+
+def _check_nesterov(momentum: float, dampening: float) -> None:
+    if not (momentum > 0 and dampening == 0):
+        raise ValueError(
+            f"nesterov needs momentum above 0 and dampening 0, "
+            f"got momentum={momentum}, dampening={dampening}"
         )
 
 
@@ -108,6 +127,9 @@ class Momentum(Optimizer):
 
     rules = ("momentum", "momentum_average")
 
+    momentum = Number()
+    average = Fixed[bool]()
+
     def __init__(
         self,
         params: Arrays,
@@ -124,6 +146,7 @@ class Momentum(Optimizer):
             lr=lr,
             hyper={"momentum": momentum},
             weight_decay=weight_decay,
+            fixed={"average": bool(average)},
             **options,
         )
 
@@ -158,6 +181,10 @@ class Nesterov(Optimizer):
 
     rules = ("nesterov",)
 
+    _pinned = MappingProxyType({"momentum": AT_A_POINT})
+
+    momentum = Number()
+
     def __init__(
         self,
         params: Arrays,
@@ -179,7 +206,7 @@ class Nesterov(Optimizer):
     def position(self) -> Arrays:
         """The point `x = a - momentum v`, in new arrays."""
         momentum = self._hyper["momentum"]
-        pairs = zip(self._whole(), self._numbers("v"), strict=True)
+        pairs = zip(self._masters.whole(), self._states.numbers("v"), strict=True)
         return self._structure.build([np.asarray(a - momentum * v) for a, v in pairs])
 
     def settle(self) -> None:
@@ -187,8 +214,8 @@ class Nesterov(Optimizer):
 
         Further steps start anew from there.
         """
-        with self._alone(), self._points() as points:
-            for a, v in zip(points, self._numbers("v"), strict=True):
+        with self._alone(), self._masters.points() as points:
+            for a, v in zip(points, self._states.numbers("v"), strict=True):
                 a[...] = a - self._hyper["momentum"] * v
             for v in self._states["v"]:
                 v.fill(0)
@@ -225,6 +252,11 @@ class Adagrad(Optimizer):
 
     rules = ("adagrad", "adagrad_momentum")
 
+    lr_decay = Number()
+    eps = Number()
+    initial_accumulator_value = Fixed[float]()
+    beta = Number()
+
     def __init__(
         self,
         params: Arrays,
@@ -244,9 +276,10 @@ class Adagrad(Optimizer):
             lr=lr,
             hyper={"lr_decay": lr_decay, "eps": eps} | ({} if beta is None else {"beta": beta}),
             weight_decay=weight_decay,
+            fixed={"initial_accumulator_value": start},
             **options,
         )
-        self._begin_with("s", start, "initial_accumulator_value")
+        self._states.fill("s", start, "initial_accumulator_value")
 
 
 class RMSprop(Optimizer):
@@ -283,6 +316,11 @@ class RMSprop(Optimizer):
 
     rules = ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
 
+    alpha = Number()
+    eps = Number()
+    momentum = Number()
+    centered = Fixed[bool]()
+
     def __init__(
         self,
         params: Arrays,
@@ -301,6 +339,7 @@ class RMSprop(Optimizer):
             lr=lr,
             hyper={"alpha": alpha, "eps": eps, "momentum": momentum},
             weight_decay=weight_decay,
+            fixed={"centered": bool(centered)},
             **options,
         )
 
@@ -337,6 +376,11 @@ class Adam(Optimizer):
 
     rules: ClassVar[tuple[str, ...]] = ("adam", "adam_amsgrad")
 
+    betas = Numbers("beta1", "beta2")
+    eps = Number()
+    amsgrad = Fixed[bool]()
+    bias_correction = Flag()
+
     def __init__(
         self,
         params: Arrays,
@@ -362,6 +406,7 @@ class Adam(Optimizer):
                 "bias_correction": float(check.flag("bias_correction", bias_correction)),
             },
             weight_decay=weight_decay,
+            fixed={"amsgrad": bool(amsgrad)},
             **options,
         )
 

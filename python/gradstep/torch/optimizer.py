@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 import torch
 
 from .. import _core, optimizers
-from .._engine import checks as check
+from .._engine.formats import blocks_shape, fill_blocks, state_format
 from .._engine.memory import zeros_beside
-from ..reference.storage import blocks_shape, fill_blocks
 from .settings import (
     COUNTED_IN_DOUBLE,
     DECOUPLED,
@@ -263,11 +262,11 @@ class Optimizer(torch.optim.Optimizer):
         self, state: str, param: torch.Tensor, state_dtype: torch.dtype | None
     ) -> torch.dtype:
         """What a state beside a parameter has, where the option is `state_dtype`."""
-        if state_dtype != torch.int8:
-            return state_dtype or param.dtype
-        if param.numel() < check.LEAST_IN_8_BITS:
-            return torch.float32
-        return torch.uint8 if state in self._never_negative else torch.int8
+        names = [str(dtype).removeprefix("torch.") for dtype in (state_dtype, param.dtype) if dtype]
+        option = names[0] if state_dtype else None
+        unsigned = state in self._never_negative
+        name = state_format(option, names[-1], param.numel(), unsigned)
+        return getattr(torch, name)  # type: ignore[no-any-return]
 
     @classmethod
     def _count(cls, value: float) -> torch.Tensor:

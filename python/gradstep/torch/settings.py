@@ -13,7 +13,7 @@ import torch
 from .. import _core, optimizers
 from .._engine import checks as check
 from ..optimizers import averaging, base, sparse
-from ..reference.rules import asgd_rate
+from ..optimizers.averaging import asgd_rate
 from .tensors import _state_dtype
 
 #: The classes that need no more than gradients, dense or sparse, and do not keep them.
@@ -62,10 +62,12 @@ class _ASGD(averaging.ASGD):
 
     progress = MappingProxyType({"eta": 0.0, "mu": 1.0})
 
-    def _advance(self, t: int, progress: list[float]) -> tuple[Mapping[str, float], list[float]]:
-        eta, _ = progress if t > 0 else (self.current_lr, 1.0)
+    def _advance(
+        self, t: int, lr: float, progress: list[float]
+    ) -> tuple[Mapping[str, float], list[float]]:
+        eta, _ = progress if t > 0 else (lr, 1.0)
         hyper, after = self._hyper, t + 1
-        next_eta = asgd_rate(self.current_lr, hyper["lambd"], hyper["alpha"], after + 1)
+        next_eta = asgd_rate(lr, hyper["lambd"], hyper["alpha"], after + 1)
         # The decay of the rate is in eta: with alpha = 0, the rule adds none.
         return {"lr": eta, "alpha": 0.0}, [next_eta, 1 / max(1.0, after - hyper["t0"])]
 
@@ -176,7 +178,7 @@ class _Settings:
             if not (usual and self._opt._hyper.keys() >= set(names)):
                 return False
             hyper |= zip(names, values, strict=True)
-        self._opt._hyper |= self._opt._checked(hyper)
+        self._opt._hyper = self._opt._checked({**self._opt._hyper, **hyper})
         self.key = {name: options[name] for name in self.key}
         self.lr = None
         return True
@@ -190,12 +192,12 @@ class _Settings:
         return (params, self._native_rule, self._scalars or self._advance, self._form, rounding)
 
     def _scalars_at(self, t: int, late: Mapping[str, float]) -> tuple[list[float], float, bool]:
-        _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, 0, **late)
+        _, hyper, weight_decay, maximize, _ = self._opt._scalars(t, self._opt.current_lr, late=late)
         return hyper, weight_decay, maximize
 
     def _advance(self, t: int, progress: list[float]) -> tuple[Any, list[float]]:
         """The scalars of the next step of a parameter, and its progress then."""
-        late, after = self._opt._advance(t, progress)
+        late, after = self._opt._advance(t, self._opt.current_lr, progress)
         return self._scalars_at(t, self._opt._checked(late)), after
 
     def shapes(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:

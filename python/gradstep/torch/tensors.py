@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._engine import checks as check
-from ..reference.storage import blocks_shape, from_blocks, to_blocks
+from .._engine.formats import FLOATS, STATES, blocks_shape, from_blocks, to_blocks
 
 try:
     import torch
@@ -22,9 +21,9 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     )
 
 #: What steps take, by name.
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.FLOATS}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOATS}
 #: What states may be held in; int8 stands for both of the next two.
-STATE_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in check.STATES}
+STATE_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STATES}
 #: 8 bits are whole numbers in blocks: with a sign, and for states that are never negative.
 IN_8_BITS = (torch.int8, torch.uint8)
 #: Those that are rounded to by chance. Steps are counted there by every rule: chances differ.

@@ -228,7 +228,7 @@ class _Run:
             self._save(loss)
         norm = self._take_step(grads, batch)
         self._check_finite("gradient norm", norm)
-        self._lr = self._opt._last_lr
+        self._lr = self._opt._last.lr
         return loss, norm, rows
 
     def _loss_of_all(self, batch: Sequence[Array]) -> tuple[float, int, Arrays]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ... import reference
 from ..._engine import checks as check
+from ..._engine.formats import LEAST_IN_8_BITS
 from ...optimizers.base import CLASSES, Optimizer
 from ...optimizers.textbook import SGD, Adagrad, Adam, AdamW, RMSprop
 from ..datasets import UsageError
@@ -196,7 +197,7 @@ class Work:
 
     def _states(self) -> list[tuple[float, int]]:
         """The same, and the bytes of each element."""
-        enough = min(self.size, check.LEAST_IN_8_BITS)
+        enough = min(self.size, LEAST_IN_8_BITS)
         param = np.zeros(self.array_shape if self.columns else enough, self.dtype)
         states = self.optimizer(param, **self.own_options).state.values()
         return [(state.size / param.size, state.itemsize) for state in states]
