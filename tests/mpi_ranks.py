@@ -15,6 +15,7 @@ import pytest
 import gradstep as gs
 from gradstep import mpi
 from gradstep.mpi import MPI, Sharded
+from gradstep.mpi.sharded import check_sharded
 from gradstep.optimizers.base import CLASSES
 from gradstep.training.minibatches import part_of
 from oracle import DTYPES, assert_same_bits, needed
@@ -26,7 +27,7 @@ SIZE = 50_001
 
 def elementwise(cls) -> bool:
     try:
-        mpi.check_sharded(cls)
+        check_sharded(cls)
     except TypeError:
         return False
     return True
@@ -442,7 +443,7 @@ def trained() -> None:
     data, f = problem(103)
     held_out, _ = problem(7)
     opt = Sharded(gs.Adam, np.zeros(3), comm=COMM, lr=0.05)
-    history = gs.train(opt, f, data, comm=COMM, validation=held_out, **OPTIONS)
+    history = gs.train(opt, f, data, validation=held_out, **OPTIONS)
 
     def of_parts(w, *batch):
         """Added in the order of the ranks; the sum of two is the same in any order."""
@@ -466,12 +467,12 @@ def trained() -> None:
     np.testing.assert_allclose(opt.params, plain.params, rtol=1e-9)
     assert len(set(COMM.allgather(opt.params.tobytes()))) == 1
     whole = Sharded(gs.Adam, np.zeros(3), comm=COMM, lr=0.05)
-    full = gs.train(whole, f, data, batch_size="full", epochs=2, comm=COMM)
+    full = gs.train(whole, f, data, batch_size="full", epochs=2)
     assert full.steps == 2
     np.testing.assert_allclose(full["loss"][0], f(np.zeros(3), *data)[0], rtol=1e-12)
     # Seeds: one of rank 0, where none is given.
     seedless = Sharded(gs.SGD, np.zeros(3), comm=COMM, lr=0.05)
-    gs.train(seedless, f, data, epochs=1, comm=COMM)
+    gs.train(seedless, f, data, epochs=1)
     assert len(set(COMM.allgather(seedless.params.tobytes()))) == 1
 
 
@@ -492,13 +493,13 @@ def training_stops() -> None:
     for in_loss in (True, False):
         for skip in (False, True):
             calls, opt = 0, make(skip_nonfinite=skip)
-            history = gs.train(opt, spoilt, data, batch_size=10, epochs=9, seed=0, comm=COMM)
+            history = gs.train(opt, spoilt, data, batch_size=10, epochs=9, seed=0)
             assert history.stop == "non-finite"
             what = "loss nan" if in_loss else "gradient norm inf"
             assert history.reason.startswith(f"non-finite {what} in epoch 2, step 6: parameters")
             assert opt.t == history.steps == 4
             expected = make()
-            gs.train(expected, f, data, batch_size=10, epochs=1, seed=0, comm=COMM)
+            gs.train(expected, f, data, batch_size=10, epochs=1, seed=0)
             assert_same_bits(opt.params, expected.params)
             opt.step(np.ones(3))
             expected.step(np.ones(3))
@@ -510,9 +511,9 @@ def training_stops() -> None:
         return f(w, *batch)
 
     with pytest.raises(LookupError if RANK == 1 else RuntimeError, match="no such row"):
-        gs.train(make(), failing, data, epochs=1, comm=COMM)
+        gs.train(make(), failing, data, epochs=1)
     asks = [lambda epoch: RANK == 1 and epoch.epoch == 2]
-    assert gs.train(make(), f, data, epochs=9, callbacks=asks, comm=COMM).stop == "callback"
+    assert gs.train(make(), f, data, epochs=9, callbacks=asks).stop == "callback"
     second = RANK == 1
     for message, options in {
         "batch_size is 8 on rank 1, 9 on rank 0": {"batch_size": 9 - second},
@@ -521,12 +522,13 @@ def training_stops() -> None:
         },
         "seed is a generator at": {"seed": np.random.default_rng(RANK)},
         "epochs must be at least 0, got -1": {"epochs": -1},
-        "comm must be the communicator of opt, got another one": {"comm": COMM.Dup()},
     }.items():
-        options = {"data": data, "epochs": 1, "comm": COMM, **options}
+        options = {"data": data, "epochs": 1, **options}
         refused(message, lambda options=options: gs.train(make(), f, **options))
-    with pytest.raises(TypeError, match=r"opt must be a gradstep\.mpi\.Sharded where"):
-        gs.train(gs.Adam(np.zeros(3)), f, data, epochs=1, comm=COMM)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'comm'"):
+        gs.train(make(), f, data, epochs=1, comm=COMM)
+    alone = gs.Adam(np.zeros(3))  # is trained by each rank for itself
+    assert gs.train(alone, f, data, epochs=1 + RANK).epochs == 1 + RANK
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep._engine import checks as check
 from gradstep import checkpoint
+from gradstep._engine import checks as check
 from gradstep._engine import files as state_files
 from oracle import as_taken, beside
 
@@ -237,7 +237,9 @@ def written_by_ranks(opt: gs.Optimizer, path: Path) -> None:
     shapes = {s: named["params" + s].shape for s in suffixes}
     shards = state_files.Shards(token, spans, shapes, {k: str(v.dtype) for k, v in vectors.items()})
     counters = {name: array for name, array in named.items() if name.startswith("counter ")}
-    state_files.write(path, {**checkpoint.meta_of(opt), "params": "a dict", **shards.meta()}, counters)
+    state_files.write(
+        path, {**checkpoint.meta_of(opt), "params": "a dict", **shards.meta()}, counters
+    )
 
 
 def fuzz_files(folder: Path, seed: int, make: Callable[[], Any], save: Callable[[Any, Path], None]):

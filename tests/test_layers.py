@@ -27,6 +27,8 @@ FILES = [path.relative_to(ROOT) for path in sorted(ROOT.rglob("*.py"))]
 LONG = {
     "optimizers/base.py": "a third of it documents the arguments of all classes",
     "optimizers/textbook.py": "seven classes, most of it documentation",
+    "mpi/sharded.py": "one class, whose step is one exchange between ranks",
+    "torch/optimizer.py": "one class: PyTorch looks for its methods there",
 }
 
 

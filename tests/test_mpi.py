@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
+from gradstep import checkpoint
 from gradstep._engine import files as state_files
 from gradstep.tools.cli import main
 from gradstep.tools.compare.ranks import find_mpiexec
@@ -200,7 +201,7 @@ def train(make, tol, **options):
     return history["grad_norm"], history.reason, w.tolist()
 shared = lambda w, **options: Sharded(gs.SGD, w, comm=MPI.COMM_SELF, **options)
 for tol in train(gs.SGD, None)[0]:
-    assert train(gs.SGD, tol) == train(shared, tol, comm=MPI.COMM_SELF)
+    assert train(gs.SGD, tol) == train(shared, tol)
 print("done")
 """
     assert python(code) == "done\n"
@@ -211,7 +212,8 @@ def test_hostile_files(tmp_path):
     code = f"""
 from pathlib import Path
 import numpy as np, gradstep as gs
-from gradstep.mpi import MPI, Sharded, _vectors
+from gradstep.mpi import MPI, Sharded
+from gradstep.mpi.checkpoint import vectors_of
 from test_hostile_states import fuzz_files, run, stepped
 class Named(Sharded):
     "Has what the fuzzer looks at."
@@ -219,7 +221,7 @@ class Named(Sharded):
     def _named_arrays(self, with_params):
         shard, sizes = self._shards[0], [p.size for p in self._params]
         named = {{"counter " + name: array for name, array in shard._counters().items()}}
-        for kind, vector in _vectors(shard).items():
+        for kind, vector in vectors_of(shard).items():
             parts = np.split(vector, np.cumsum(sizes)[:-1])
             arrays = [part.reshape(p.shape) for part, p in zip(parts, self._params)]
             arrays = self._params if kind == "params" else arrays
@@ -243,7 +245,7 @@ def test_a_plain_file_that_lacks_a_state(tmp_path):
     path = tmp_path / "state"
     opt = gs.Adam([np.ones(3), np.ones(2)])
     arrays = opt._named_arrays(with_params=True)
-    meta = {**opt._meta(), "params": "a sequence"}
+    meta = {**checkpoint.meta_of(opt), "params": "a sequence"}
     code = f"""
 import numpy as np
 import gradstep as gs

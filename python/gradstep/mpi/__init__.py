@@ -24,7 +24,7 @@ References:
     section 5.1.
 """
 
-from .agreement import MPI
+from .launch import MPI
 from .sharded import Sharded
 
 __all__ = ["MPI", "Sharded"]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from mpi4py import MPI
 from numpy.typing import NDArray
 
-from .. import __version__, _core, checkpoint
+from .. import __version__, _core
 from .._engine import checks as check
 from .._engine import files
 from .._engine.formats import NORM_BLOCK as BLOCK
@@ -22,25 +18,15 @@ from .._engine.memory import STAGGER
 from .._engine.plan import GradTransform
 from .._engine.structure import Structure
 from ..arena import Arena, arena_of
-from ..checkpoint import Loaded, check_keys
-from ..optimizers.base import Optimizer, check_elementwise
-from ..optimizers.options import Arrays, LearningRate, StepResult
+from ..optimizers.base import LastStep, Optimizer, check_elementwise
+from ..optimizers.options import Arrays, LearningRate, StepOptions, StepResult
 from ..schedules.schedule import Schedule
-from ..training.history import Epoch, Verdict
-from ..training.loop import _result, _Run
-from ..training.minibatches import part_of
-from ..training.stopping import _asked
-from .agreement import (
-    NonFiniteSumError,
-    Result,
-    _caught,
-    _checked_comm,
-    _end_all_with_one,
-    _raise_for_all,
-    _shown,
-    check_alike,
-    together,
-)
+from ..training.ranks import Result, caught, check_alike, raise_for_all, together
+from . import checkpoint
+from .launch import MPI, NonFiniteSumError, _checked_comm, _end_all_with_one
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Array = NDArray[Any]
 #: With `overlap`, elements of a rank that are on the way together.
@@ -101,7 +87,7 @@ class Sharded:
     """
 
     #: A step needs nothing beside the gradients.
-    step_needs = ""
+    step_needs: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -112,6 +98,7 @@ class Sharded:
         overlap: bool = False,
         **arguments: Any,
     ) -> None:
+        self._last = LastStep()
         self._comm = MPI.COMM_WORLD if comm is None else _checked_comm(comm)
         if self._comm.size > 1:
             _end_all_with_one()
@@ -268,7 +255,7 @@ class Sharded:
                 if ranks > 1:
                     arrived[i].Wait()
                 part = part[: shard._params[0].size]
-                shard._step(part, transform, lr=self._last_lr, norm=norm)
+                shard._step(part, transform, lr=self._last.lr, norm=norm)
                 if ranks > 1:
                     returned.append(self._collect(i))
         finally:
@@ -278,6 +265,20 @@ class Sharded:
             for array in given:
                 array.fill(0)
         return result
+
+    def _step_or_norm(self, grads: Arrays, weight: int, **clip: Unpack[StepOptions]) -> float:
+        """As `Optimizer._step_or_norm`; the gradients are None where the weight is 0."""
+        try:
+            found = self.step(self.grads if grads is None else grads, weight=weight, **clip)
+        except NonFiniteSumError as error:
+            return error.norm
+        assert found is not None
+        return found.grad_norm
+
+    def _set_t(self, t: int) -> None:
+        for shard in self._shards:
+            shard._set_t(t)
+        self._collect_all()
 
     def _agreed(
         self, grads: Arrays, weight: float, treatment: Mapping[str, Any], zero_grad: bool
@@ -296,7 +297,7 @@ class Sharded:
             first = self._shards[0]
             first._plan.check_treatment(GradTransform(scale, clip_norm, clip_value, flag))
             given = self._checked_grads(grads, flag)
-            lr = self._last_lr = first.current_lr
+            lr = self._last.lr = first.current_lr
             first._checked({"lr": lr})
             mine[1] = check.non_negative("weight", weight)
             mine[2:] = [first.t, lr, *numbers.values(), flag]  # None becomes NaN
@@ -305,12 +306,12 @@ class Sharded:
             look()
             terms = mine[None]
         else:
-            error = _caught(look)
+            error = caught(look)
             mine[0] = error is None
             terms = np.empty((self._comm.size, mine.size))
             self._comm.Allgather(mine, terms)
             if not (terms[:, 0] == 1).all():
-                _raise_for_all(self._comm, error)
+                raise_for_all(self._comm, error)
             for name, column in zip(names, terms.T[2:], strict=True):
                 other = np.flatnonzero(column.view(np.int64) != column[:1].view(np.int64))
                 if other.size:
@@ -515,42 +516,7 @@ class Sharded:
             OSError: a file cannot be written. What was saved before is as it was.
             RuntimeError: another rank has raised, with its number.
         """
-        comm = self._comm
-        self._copy_in()
-        token = comm.bcast(secrets.token_hex(8))
-        kinds: dict[str, dict[int, Array]] = {}
-        spans = []
-        for shard, piece in zip(self._shards, self._pieces, strict=True):
-            if piece.start < piece.stop:
-                spans.append((piece.start, piece.stop))
-                for kind, array in _vectors(shard).items():
-                    kinds.setdefault(kind, {})[piece.start] = array
-        all_spans = comm.allgather(spans)
-        try:
-            self._together(lambda: files.write_shard(path, token, comm.rank, kinds))
-            self._together(partial(self._commit, path, token, all_spans), only=0)
-        except BaseException:
-            if comm.rank == 0:
-                files.remove_shards(path, keep=None, drop=token)
-            raise
-
-    def _commit(
-        self, path: files.PathLike, token: str, spans: Sequence[Sequence[files.Span]]
-    ) -> None:
-        first = self._shards[0]
-        meta = {
-            **checkpoint.meta_of(first),
-            "params": self._structure.kind,
-            **files.Shards(
-                token,
-                spans,
-                self._shapes(),
-                {kind: str(array.dtype) for kind, array in _vectors(first).items()},
-            ).meta(),
-        }
-        counters = {files.COUNTER + name: array for name, array in first._counters().items()}
-        files.write(path, meta, counters)
-        files.remove_shards(path, keep=token)
+        checkpoint.save(self, path)
 
     def load(self, path: files.PathLike) -> None:
         """Read what `save()` wrote, with any number of ranks, or `Optimizer.save()`.
@@ -561,50 +527,7 @@ class Sharded:
                 or dtype. Nothing has changed then, on any rank.
             RuntimeError: another rank has raised, with its number.
         """
-        with ExitStack() as stack:
-            loaded = self._together(lambda: self._read(path, stack))
-            for shard, one in zip(self._shards, loaded, strict=True):
-                checkpoint.put_alone(shard, one)
-        self._collect_all()
-
-    def _read(self, path: files.PathLike, stack: ExitStack) -> list[Loaded]:
-        """What fits each piece of this rank, whose steps wait until the stack is left."""
-        meta, shards, arrays = files.read_header(path)
-        try:
-            checkpoint.check_header(self._shards[0], meta, self._structure)
-            counters = {n: arrays.pop(n) for n in list(arrays) if n.startswith(files.COUNTER)}
-            shapes = self._shapes()
-            if shards is None:
-                found = {n[6:]: a.shape for n, a in arrays.items() if n.startswith("params")}
-            else:
-                found = dict(shards.shapes)
-            if found != shapes:
-                raise ValueError(f"its params have the shapes {found}, here they are {shapes}")
-            here = {kind: str(array.dtype) for kind, array in _vectors(self._shards[0]).items()}
-            spans = [(piece.start, piece.stop) for piece in self._pieces]
-            if shards is None:
-                parts = _parts_of_whole(arrays, shapes, here)
-            else:
-                _check_dtypes(shards.dtypes, here)
-                parts = files.read_parts(path, shards, spans)
-            sources = [
-                counters | {kind: np.empty_like(array) for kind, array in _vectors(shard).items()}
-                for shard in self._shards
-            ]
-            for kind, first, part in parts:
-                for source, (begin, end) in zip(sources, spans, strict=True):
-                    a, b = max(first, begin), min(first + part.size, end)
-                    if a < b:
-                        source[kind][a - begin : b - begin] = part[a - first : b - first]
-            loaded = [
-                checkpoint.checked(shard, meta, source, with_params=True, convert=False)
-                for shard, source in zip(self._shards, sources, strict=True)
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit: {error}") from error
-        for shard in self._shards:
-            stack.enter_context(shard._alone())
-        return loaded
+        checkpoint.load(self, path)
 
     def _arrays(self) -> list[Array]:
         """Every array of this rank's part that a step may write to."""
@@ -640,71 +563,6 @@ class Sharded:
         return together(self._comm, act, only)
 
 
-class ShardedRun(_Run):
-    """A run of `gradstep.train` on all ranks of an optimizer's communicator."""
-
-    _opt: Sharded  # type: ignore[assignment]
-
-    def _take_step(self, grads: Arrays, batch: Sequence[Array]) -> float:
-        opt = self._opt
-        if grads is None:  # where there are no rows, and so no weight
-            grads = opt.grads
-        try:
-            found = opt.step(grads, weight=len(batch[0]), **self._clip)
-        except NonFiniteSumError as error:
-            return error.norm
-        assert found is not None
-        return found.grad_norm
-
-    def _loss_of_all(self, batch: Sequence[Array]) -> tuple[float, int, Arrays]:
-        """The mean loss over the parts of all ranks, their rows, and the gradients of this part."""
-        rows = len(batch[0])
-        loss, grads = 0.0, None
-
-        def look() -> None:
-            nonlocal loss, grads
-            if rows:
-                loss, grads = _result(self._loss_and_grad(self._opt.params, *batch))
-
-        comm = self._opt.comm
-        error = _caught(look)
-        every = np.empty((comm.size, 3))
-        comm.Allgather(np.array([error is None, loss, rows]), every)
-        if not every[:, 0].all():
-            _raise_for_all(comm, error)
-        total = int(every[:, 2].sum())
-        return sum(x * (n / total) for _, x, n in every.tolist() if n), total, grads
-
-    def _val_loss(self) -> float | None:
-        if self._validation is None:
-            return None
-        comm, rows = self._opt.comm, len(self._validation[0])
-        own = part_of(0, rows, comm.rank, comm.size)
-        return self._loss_of_all([array[own] for array in self._validation])[0]
-
-    def asked(self, callbacks: Sequence[Callable[[Epoch], object]], epoch: Epoch) -> Verdict | None:
-        comm = self._opt.comm
-        verdicts = comm.allgather(together(comm, lambda: _asked(callbacks, epoch)))
-        return next((verdict for verdict in verdicts if verdict), None)
-
-    def _set_t(self, t: int) -> None:
-        for shard in self._opt._shards:
-            shard._plan.t = t
-        self._opt._collect_all()
-
-
-def check_training(opt: Any, comm: Any, settings: Mapping[str, Any]) -> None:
-    """Raise unless `gradstep.train` can run on all ranks of a communicator, with one setting."""
-    _checked_comm(comm)
-    if not isinstance(opt, Sharded):
-        raise TypeError(
-            f"opt must be a gradstep.mpi.Sharded where comm is given, got {type(opt).__name__}"
-        )
-    if comm != opt.comm:
-        raise ValueError("comm must be the communicator of opt, got another one")
-    check_alike(comm, {name: _shown(value) for name, value in settings.items()})
-
-
 def check_sharded(optimizer: Any) -> None:
     """Raise unless it is a class that `Sharded` takes."""
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
@@ -718,38 +576,3 @@ def _number(name: str, value: Any) -> float | None:
 
 def _is(a: object, b: object) -> bool:
     return a is b
-
-
-def _vectors(shard: Optimizer) -> dict[str, Array]:
-    """The vector of a piece and those of its states, by what files call their kind."""
-    counters = {f"counter {name}" for name in shard._counters()}
-    named = shard._named_arrays(with_params=True)
-    return {kind: array for kind, array in named.items() if kind not in counters}
-
-
-def _check_dtypes(found: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise unless a file has the kinds of arrays that are here, in their dtypes."""
-    check_keys("the state", found, here)
-    for kind, dtype in here.items():
-        _check_dtype(kind, found[kind], dtype)
-
-
-def _check_dtype(kind: str, found: object, here: str) -> None:
-    if str(found) != here:
-        raise ValueError(f"its {kind} are {found}, here they are {here}")
-
-
-def _parts_of_whole(
-    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], here: Mapping[str, str]
-) -> Iterator[tuple[str, int, Array]]:
-    """The arrays of a plain state, as `read_parts` gives those of a shared one."""
-    check_keys("the state", arrays, [kind + suffix for kind in here for suffix in shapes])
-    begin = 0
-    for suffix, shape in shapes.items():
-        for kind, dtype in here.items():
-            array = arrays[kind + suffix]
-            if array.shape != shape:
-                raise ValueError(f"{kind}{suffix} has the shape {array.shape}, not {shape}")
-            _check_dtype(kind, array.dtype, dtype)
-            yield kind, begin, array.ravel()
-        begin += math.prod(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,10 @@ from .._engine.states import States
 from .._engine.structure import Structure
 from .._engine.windows import WindowedPlan
 from .arguments import Fixed, Setting, hint_for, shown
-from .options import Array, Arrays, LearningRate, StepResult, spell_out_options
+from .options import Array, Arrays, LearningRate, StepOptions, StepResult, spell_out_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CORE_RULES: Mapping[str, _core.Rule] = {rule.name: rule for rule in _core.rules()}
 #: Every optimizer class of the package, in the order of definition: each adds itself.
@@ -353,6 +357,36 @@ class Optimizer:
         hyper = {**self._hyper, "lr": lr, **late}
         values = [hyper[name] for name in self._hyper_names]
         return Scalars(t, values, hyper["weight_decay"], self._settings["maximize"], row)
+
+    def _step_or_norm(self, grads: Arrays, weight: int, **clip: Unpack[StepOptions]) -> float:
+        """Step, unless a gradient is not finite. Returns the norm of the gradients.
+
+        Args:
+            weight: what the gradients count among those of several ranks. Here is only one.
+            clip: how they are clipped; `clip_norm` is given.
+        """
+        try:
+            found = self.step(grads, **clip)
+        except ValueError:
+            norm = self._norm(grads)
+            if math.isfinite(norm):  # something else is wrong
+                raise
+            return norm
+        assert found is not None  # because `clip_norm` is given
+        return found.grad_norm
+
+    def _norm(self, grads: Arrays) -> float:
+        """The norm that a step would clip."""
+        arrays = self._plan.check_grads(self._structure.arrays(grads, "grads"))
+        single = all(param.dtype != np.float64 for param in self._params)
+
+        def total(unit: float) -> float:
+            return _core.sum_of_blocks(self._plan.block_sums(arrays, 1.0, unit))
+
+        return _core.norm_from(total, single)[0]
+
+    def _set_t(self, t: int) -> None:
+        self._plan.t = t
 
     def _step_as_part(self, first: int) -> None:
         """Round as for a part of a vector that begins at this element; for `gradstep.mpi`."""

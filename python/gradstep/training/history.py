@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from ..optimizers.base import Optimizer
+from typing import Any, Literal
 
 Stop = Literal["callback", "tolerance", "patience", "epochs", "max_steps", "non-finite"]
 #: Why to stop, and the words for it.
@@ -44,7 +42,7 @@ class Epoch:
     lr: float
     grad_norm: float
     seconds: float
-    opt: Optimizer
+    opt: Any
 
 
 class History(dict[str, list[float]]):

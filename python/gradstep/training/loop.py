@@ -6,31 +6,50 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from .._engine import checks as check
-from ..optimizers.base import Optimizer
+from ..optimizers.base import LastStep
 from ..optimizers.options import Arrays, StepOptions
 from .history import Epoch, History, Verdict
-from .minibatches import Seed, _common_length, batches
+from .minibatches import Seed, _common_length, batches, part_of
 from .progress import _bar
+from .ranks import Alone, Comm, caught, check_alike, common_seed, raise_for_all, shown, together
 from .stopping import _asked, _limit, _Patience, _tolerated
 
 if TYPE_CHECKING:
-    from ..mpi import MPI
-    from ..mpi.sharded import Sharded
+    from typing_extensions import Unpack
 
 Array = NDArray[Any]
 #: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its gradients by `params`.
 LossAndGrad = Callable[..., tuple[float, Arrays]]
 
 
+@runtime_checkable
+class Trainable(Protocol):
+    """What a run needs of an optimizer. One that has ranks has a communicator, `comm`, too."""
+
+    step_needs: ClassVar[str]
+    _params: list[Array]
+    _last: LastStep
+
+    @property
+    def params(self) -> Arrays: ...
+    @property
+    def t(self) -> int: ...
+    @property
+    def hyperparameters(self) -> dict[str, Any]: ...
+
+    def _step_or_norm(self, grads: Arrays, weight: int, **clip: Unpack[StepOptions]) -> float: ...
+    def _arrays(self) -> list[Array]: ...
+    def _set_t(self, t: int) -> None: ...
+
+
 def train(
-    opt: Optimizer | Sharded,
+    opt: Trainable,
     loss_and_grad: LossAndGrad,
     data: Sequence[Array],
     *,
@@ -46,7 +65,6 @@ def train(
     progress: bool = True,
     shuffle: bool = True,
     seed: Seed = None,
-    comm: MPI.Intracomm | None = None,
 ) -> History:
     """Step through the data, batch by batch and epoch by epoch, until there is a reason to stop.
 
@@ -58,6 +76,11 @@ def train(
 
     Args:
         opt: the optimizer; any whose step needs nothing but gradients: not `SAG`, `SAGA`, `SVRG`.
+            With a `gradstep.mpi.Sharded`, all ranks call this with the same arguments, and data
+            with the same rows, of which each reads its part of each batch and of the validation
+            data: `batch_size` and the losses are those of all ranks together. The seed is that of
+            rank 0, and so is the bar. All ranks have the same history, except for the seconds.
+            Callbacks are called on all ranks; if one of them asks to stop, all stop.
         loss_and_grad: `loss_and_grad(params, *batch)` gives the mean loss of the batch and its
             gradients, in the structure of the parameters. See `gradstep.losses.linear`.
         data: arrays with the same number of rows, such as `(x, y)`.
@@ -75,11 +98,6 @@ def train(
         validation: arrays for `loss_and_grad`, all at once, after each epoch.
         callbacks: functions that are given an `Epoch` after each one. A true result stops the run.
         progress: show a bar on a terminal, if tqdm is installed. Default True.
-        comm: the communicator of an `opt` that is a `gradstep.mpi.Sharded`. All ranks are given the
-            same arguments, and data with the same rows, of which each reads its part of each batch
-            and of the validation data: `batch_size` and the losses are those of all ranks together.
-            The seed is that of rank 0, and so is the bar. All ranks have the same history, but for
-            the seconds. Callbacks are called on all; what one of them asks for, all do.
 
     Returns:
         The `History`.
@@ -87,9 +105,9 @@ def train(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: neither `epochs` nor `max_steps`, a number out of its range, data that is empty
-            or of different lengths. The run has not begun then. With `comm`, also an argument that
-            is another one than on rank 0.
-        RuntimeError: with `comm`, what the function or a callback has raised on another rank.
+            or of different lengths. The run has not begun then. With several ranks, also an
+            argument that differs from that of rank 0.
+        RuntimeError: the function or a callback has raised an error on another rank.
 
     Example:
         >>> import numpy as np, gradstep as gs
@@ -107,23 +125,21 @@ def train(
     References:
         Prechelt, Early stopping - but when?, 1998 (patience).
     """
-    make_run: Callable[..., _Run] = _Run
-    if comm is not None:
-        from ..mpi import agreement, sharded
-
-        settings = {
-            "batch_size": batch_size, "epochs": epochs, "max_steps": max_steps, "tol": tol,
-            "patience": patience, "clip_norm": clip_norm, "clip_value": clip_value,
-            "shuffle": shuffle, "seed": seed, "data": data, "validation": validation,
-        }  # fmt: skip
-        sharded.check_training(opt, comm, settings)
-        make_run, seed = sharded.ShardedRun, agreement.common_seed(comm, seed)
-    elif not isinstance(opt, Optimizer):
+    if not isinstance(opt, Trainable):
         raise TypeError(f"opt must be a gradstep optimizer, got {type(opt).__name__}")
+    comm: Comm = getattr(opt, "comm", Alone())
+    settings = {
+        "batch_size": batch_size, "epochs": epochs, "max_steps": max_steps, "tol": tol,
+        "patience": patience, "clip_norm": clip_norm, "clip_value": clip_value,
+        "shuffle": shuffle, "seed": seed, "data": data, "validation": validation,
+    }  # fmt: skip
+    check_alike(comm, {name: shown(value) for name, value in settings.items()})
     if opt.step_needs:
         raise TypeError(f"opt must not be {type(opt).__name__}, whose step needs {opt.step_needs}")
     _check_sequence("data", data)
+    seed = common_seed(comm, seed)
     feed = batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    feed = feed._part_of(comm.rank, comm.size)
     limit, spent = _limit(epochs, max_steps, len(feed))
     tol = None if tol is None else check.non_negative("tol", tol)
     best = _Patience(patience, climbs=opt.hyperparameters["maximize"])
@@ -137,13 +153,11 @@ def train(
         "clip_norm": math.inf if clip_norm is None else check.number("clip_norm", clip_norm),
         "clip_value": None if clip_value is None else check.number("clip_value", clip_value),
     }
-    run = make_run(opt, loss_and_grad, validation, clip)
-    if comm is not None:
-        feed._part, feed._parts = comm.rank, comm.size
+    run = _Run(opt, comm, loss_and_grad, validation, clip)
     history = History(validated=validation is not None)
 
     verdict: Verdict | None = None
-    shows = check.flag("progress", progress) and (comm is None or comm.rank == 0)
+    shows = check.flag("progress", progress) and comm.rank == 0
     with _bar(limit, shows) as bar:
         while verdict is None and run.steps < limit:
             try:
@@ -172,7 +186,8 @@ class _Run:
 
     def __init__(
         self,
-        opt: Optimizer,
+        opt: Trainable,
+        comm: Comm,
         loss_and_grad: LossAndGrad,
         validation: Sequence[Array] | None,
         clip: StepOptions,
@@ -181,7 +196,7 @@ class _Run:
         if validation is not None:
             _check_sequence("validation", validation)
             _common_length(validation, "validation")
-        self._opt = opt
+        self._opt, self._comm = opt, comm
         self._loss_and_grad = loss_and_grad
         self._validation = validation
         self._clip = clip
@@ -226,37 +241,39 @@ class _Run:
         self._check_finite("loss", loss)
         if saves:
             self._save(loss)
-        norm = self._take_step(grads, batch)
+        norm = self._opt._step_or_norm(grads, len(batch[0]), **self._clip)
         self._check_finite("gradient norm", norm)
         self._lr = self._opt._last.lr
         return loss, norm, rows
 
     def _loss_of_all(self, batch: Sequence[Array]) -> tuple[float, int, Arrays]:
-        """The loss, the number of rows, and the gradients."""
-        loss, grads = _result(self._loss_and_grad(self._opt.params, *batch))
-        return loss, len(batch[0]), grads
+        """The mean loss over the parts of all ranks, their rows, and the gradients of this part."""
+        rows = len(batch[0])
+        loss, grads = 0.0, None
 
-    def _take_step(self, grads: Arrays, batch: Sequence[Array]) -> float:
-        """Step, unless a gradient is not finite. Returns their norm."""
-        opt = self._opt
-        try:
-            found = opt.step(grads, **self._clip)
-        except ValueError:
-            norm = _norm(opt._plan.check_grads(opt._structure.arrays(grads, "grads")))
-            if math.isfinite(norm):  # something else is wrong
-                raise
-            return norm
-        assert found is not None  # because `clip_norm` is given
-        return found.grad_norm
+        def look() -> None:
+            nonlocal loss, grads
+            if rows:
+                loss, grads = _result(self._loss_and_grad(self._opt.params, *batch))
+
+        error = caught(look)
+        every = np.empty((self._comm.size, 3))
+        self._comm.Allgather(np.array([error is None, loss, rows]), every)
+        if not every[:, 0].all():
+            raise_for_all(self._comm, error)
+        total = int(every[:, 2].sum())
+        return sum(x * (n / total) for _, x, n in every.tolist() if n), total, grads
 
     def asked(self, callbacks: Sequence[Callable[[Epoch], object]], epoch: Epoch) -> Verdict | None:
-        """Whether a callback asks to stop."""
-        return _asked(callbacks, epoch)
+        """Whether a callback asks to stop, on any rank."""
+        verdicts = self._comm.allgather(together(self._comm, lambda: _asked(callbacks, epoch)))
+        return next((verdict for verdict in verdicts if verdict), None)
 
     def _val_loss(self) -> float | None:
         if self._validation is None:
             return None
-        return self._loss_of_all(self._validation)[0]
+        own = part_of(0, len(self._validation[0]), self._comm.rank, self._comm.size)
+        return self._loss_of_all([array[own] for array in self._validation])[0]
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
@@ -283,11 +300,8 @@ class _Run:
         for copy, array in zip(self._saved, self._opt._arrays(), strict=True):
             np.copyto(array, copy)
         t, self.steps, loss = self._saved_at
-        self._set_t(t)
+        self._opt._set_t(t)
         return f"parameters restored to those after step {self.steps}, of loss {loss:.6g}"
-
-    def _set_t(self, t: int) -> None:
-        self._opt._plan.t = t
 
 
 def _result(result: Any) -> tuple[float, Arrays]:
@@ -299,12 +313,6 @@ def _result(result: Any) -> tuple[float, Arrays]:
     if type(loss) is np.ndarray and loss.size == 1:
         loss = loss.item()
     return check.number("the loss that loss_and_grad returns", loss), grads
-
-
-def _norm(arrays: Sequence[Array]) -> float:
-    """The L2 norm over all arrays: inf or nan where an element is, or beyond float64."""
-    single = [array if array.itemsize > 2 else array.astype(np.float32) for array in arrays]
-    return _core.norm(np.array([_core.norm(np.ravel(array)) for array in single]))
 
 
 def _check_sequence(name: str, value: object) -> None:

@@ -76,6 +76,11 @@ class batches:  # noqa: N801 - called like a function, as `range` is
                 f"drop_last=True leaves nothing of {self._rows} rows, batch_size is {self._size}"
             )
 
+    def _part_of(self, part: int, parts: int) -> batches:
+        """The same batches, of which only one of several equal parts is read."""
+        self._part, self._parts = part, parts
+        return self
+
     def __len__(self) -> int:
         """Batches per epoch."""
         if self._size is None:

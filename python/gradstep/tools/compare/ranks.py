@@ -78,7 +78,6 @@ class Training:
             batch_size=batches.size,
             epochs=epochs,
             seed=seed,
-            comm=comm,
         )
         if hasattr(recipe.cls, "eval"):
             opt.eval()
