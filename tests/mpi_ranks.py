@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import mpi
-from gradstep.mpi import MPI, Sharded
+from gradstep.mpi import MPI, Sharded, sharded
 from gradstep.mpi.sharded import check_sharded
 from gradstep.optimizers.base import CLASSES
 from gradstep.training.minibatches import part_of
@@ -70,7 +69,7 @@ TREATMENTS = [
 
 def same_bits() -> None:
     """Every rule that can be sharded, with and without buckets, against the plain optimizer."""
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     classes = [cls for cls in CLASSES if elementwise(cls)]
     assert len(classes) > 15
     for cls in classes:
@@ -95,7 +94,7 @@ def same_bits() -> None:
 
 def in_place(path: str) -> None:
     """The arrays of the caller are updated, and what he writes there between steps counts."""
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     for size, overlap in ((SIZE, True), (SIZE, False), (3, False), (0, True)):
         start = numbers(size, np.float32, 99)
         one = np.where(RANK == 0, start, np.float32(7))  # all begin with the numbers of rank 0
@@ -134,7 +133,7 @@ def in_place(path: str) -> None:
 
 def rounded_by_chance(path: str) -> None:
     """Each element by the chance that it has in one process; and saved and loaded so."""
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     for overlap in (False, True):
         start = numbers(SIZE, np.float32, 3)
         arguments = {"lr": 0.01, "state_dtype": "bfloat16", "rounding_seed": 5}
@@ -283,7 +282,7 @@ def tree_of_ones(opt: Sharded) -> dict[str, np.ndarray]:
 
 def not_finite() -> None:
     """Decided by all alike, with the outcome that one process would have."""
-    mpi.BUCKET = 4096
+    sharded.BUCKET = 4096
     for dtype in DTYPES:
         for skip in (False, True):
             start = numbers(SIZE, dtype, 3)
@@ -344,7 +343,7 @@ CLASS = gs.ScheduleFreeAdamW
 
 
 def saved_run(path: str):
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     start = numbers(SIZE, np.float32, 3)
     opt = Sharded(CLASS, tree(start.copy()), comm=COMM, overlap="bucket" in path, lr=0.1)
     plain = CLASS(tree(start.copy()), lr=0.1)

@@ -961,7 +961,7 @@ def test_options_of_storages(asked, monkeypatch, capsys):
     assert asked["works"] == bench.storages([10, 20], threads)
     (told,) = json.loads(capsys.readouterr().out)["works"]
     assert (told["storage"], told["bytes_per_element"]) == (PLAIN, 28)
-    monkeypatch.setattr(choices, "find_spec", lambda name: None)
+    monkeypatch.setattr(works_of, "find_spec", lambda name: None)
     assert command("--storage") == 2
     message = "gradstep: error: --storage needs ml_dtypes: pip install 'gradstep[bfloat16]'\n"
     assert capsys.readouterr().err == message

@@ -945,7 +945,7 @@ def test_progress_on_a_terminal(tmp_path):
 
 def test_the_package_imports_nothing_optional():
     code = (
-        "import sys, gradstep, gradstep.cli, gradstep.compare\n"
+        "import sys, gradstep, gradstep.tools.cli, gradstep.tools.compare\n"
         "print({'matplotlib', 'sklearn', 'PIL', 'tqdm', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

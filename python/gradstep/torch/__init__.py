@@ -32,7 +32,10 @@ Example:
     tensor(1.)
 """
 
-from . import classes
+from . import (
+    _host,  # noqa: F401 - the first one
+    classes,
+)
 from .backward import BackwardSteps, step_in_backward
 from .optimizer import Optimizer
 from .settings import CLASSES

@@ -266,7 +266,7 @@ class Optimizer(torch.optim.Optimizer):
         option = names[0] if state_dtype else None
         unsigned = state in self._never_negative
         name = state_format(option, names[-1], param.numel(), unsigned)
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
 
     @classmethod
     def _count(cls, value: float) -> torch.Tensor:

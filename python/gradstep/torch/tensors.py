@@ -6,19 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import _core
 from .._engine.formats import FLOATS, STATES, blocks_shape, from_blocks, to_blocks
-
-try:
-    import torch
-except ImportError as error:
-    raise ImportError('gradstep.torch needs PyTorch: pip install "gradstep[torch]"') from error
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    raise ImportError(
-        "gradstep.torch needs a PyTorch whose tensors have the exchange API of DLPack 1.3; "
-        f"PyTorch {torch.__version__} does not: pip install -U torch"
-    )
 
 #: What steps take, by name.
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOATS}
