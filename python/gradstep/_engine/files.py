@@ -7,6 +7,7 @@ arrays laid end to end; and at `path`, written last, one that says where each pa
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -236,6 +237,9 @@ def read_header(path: PathLike) -> tuple[dict[str, Any], Shards | None, dict[str
 
 
 def _read_one(path: PathLike) -> tuple[dict[str, Any], dict[str, Array]]:
+    if not Path(path).exists():
+        message = "there is no such gradstep state file"
+        raise FileNotFoundError(errno.ENOENT, message, os.fspath(path))
     with Path(path).open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:

@@ -269,7 +269,10 @@ class Optimizer:
         if plain and self._scalars_kept and type(grad_scale) is float and grad_scale == 1.0:
             # Nearly every step. It costs a third less than the way below.
             arrays = (grads,) if self._is_single else self._structure.arrays(grads, "grads")
-            report = self._plan.step(arrays)
+            try:
+                report = self._plan.step(arrays)
+            except TypeError as error:
+                raise self._advised(error, arrays) from None
             return None if report is None else StepResult(*report)
         transform = GradTransform.checked(grad_scale, clip_norm, clip_value, zero_grad)
         return self._step(grads, transform)
@@ -310,8 +313,17 @@ class Optimizer:
         norm: float | None = None,
     ) -> StepResult | None:
         arrays = self._structure.arrays(grads, "grads")
-        report = self._run(arrays, transform, scalars, second_grads, norm)
+        try:
+            report = self._run(arrays, transform, scalars, second_grads, norm)
+        except TypeError as error:
+            raise self._advised(error, arrays) from None
         return None if report is None else StepResult(*report)
+
+    def _advised(self, error: TypeError, grads: Sequence[Any]) -> TypeError:
+        """The error of a step, and what to do about gradients of NumPy's default dtype."""
+        pairs = zip(grads, self._params, strict=True)
+        wide = any(getattr(g, "dtype", None) == np.float64 != param.dtype for g, param in pairs)
+        return TypeError(f"{error}: convert it, g.astype(np.float32)") if wide else error
 
     def _run(
         self,
@@ -455,14 +467,17 @@ class Optimizer:
             )
         checked = self._checked({**self._hyper, **changed})
         for name in changed:
-            used = name in self._hyper_names or name == "weight_decay"
             before = self._hyper.get(name)
-            if not used and checked[name] != before:
+            if checked[name] != before and not self._uses(name):
                 raise ValueError(
                     f"{argument} cannot change from {before!r} to {checked[name]!r}, "
                     f"because the rule {self.rule} does without it: make another optimizer"
                 )
         self._hyper, self._scalars_kept = checked, False
+
+    def _uses(self, name: str) -> bool:
+        """Whether a number makes a difference to the steps."""
+        return name in self._hyper_names or name == "weight_decay"
 
     def _change_setting(self, name: str, value: Any) -> None:
         """Set what is no number of the rule, from the next step on."""

@@ -155,6 +155,9 @@ class Muon(Optimizer):
                 return report
             return self._plan.step(grads, transform, scalars, acquired=True)
 
+    def _uses(self, name: str) -> bool:
+        return super()._uses(name) or name in CORE_RULES["muon_direction"].hyperparameters
+
     def directions(self, grads: Sequence[Array], means: Sequence[Array]) -> list[Array]:
         """What a step would move along, as new arrays, if `m` were these arrays.
 

@@ -317,7 +317,10 @@ def _result(result: Any) -> tuple[float, Arrays]:
 
 def _check_sequence(name: str, value: object) -> None:
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name} must be a tuple of arrays, got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a tuple of arrays, got {type(value).__name__}: "
+            "write (x,) for one array"
+        )
 
 
 def _check_callable(name: str, value: object) -> None:

@@ -111,7 +111,10 @@ def _common_length(arrays: Sequence[Array], name: str = "arrays") -> int:
         raise ValueError(f"{name} must hold at least one array, got none")
     for i, array in enumerate(arrays):
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name}[{i}] must be a NumPy array, got {type(array).__name__}")
+            raise TypeError(
+                f"{name}[{i}] must be a NumPy array, got {type(array).__name__}: "
+                "convert it, np.asarray(x)"
+            )
         if array.ndim == 0:
             raise ValueError(f"{name}[{i}] must have rows, got the shape ()")
         if len(array) != len(arrays[0]):
