@@ -50,34 +50,31 @@ class Optimizer:
         skip_nonfinite: take no step where a gradient, times `grad_scale`, holds NaN or infinity:
             nothing changes then, not even `t`, and the `StepResult` says so. Costs a pass over the
             gradients. Default False.
-        flush_denormals: count numbers below 1.2e-38 (float32) or 2.2e-308 (float64) as 0 inside the
-            step, where they are slow on some processors. The bits are still the same for any
-            threads and level, but those of NumPy no more. Default False.
-        state_dtype: how the states are held: "float32", "bfloat16" (with ml_dtypes installed),
+        flush_denormals: treat numbers below 1.2e-38 (float32) or 2.2e-308 (float64) as 0 inside the
+            step, where they are slow on some processors. Results stay bit-identical for any threads
+            and instruction set, but no longer match NumPy. Default False.
+        state_dtype: how states are stored: "float32", "bfloat16" (with ml_dtypes installed),
             "float16", or "int8": blocks of 256 numbers in 8 bits, see `reference.to_blocks`, but
             float32 for parameters of fewer than 4,096 elements. None (default) for the dtype of
             each parameter. A parameter of float64 takes float32 at the least. Not for rules with
-            norms, factors, tables or rows. What it costs in accuracy and time is in
-            `docs/storage.md`.
-        rounding: how what is updated becomes 16 or 8 bits: "stochastic" (default), one of the two
-            neighbours by a chance that makes the mean right, or "nearest", with which small steps
-            are lost.
-        rounding_seed: what the chances begin with, from 0 on, default 0. They depend on it, on
-            `t` and on the place of an element alone.
-        state_dir: a directory for the states, where they are larger than memory: each is a new file
-            of NumPy's format there. Parameters and gradients may be in files too, `np.memmap`.
-            Steps then go window by window, and the memory of what is done is given back; the bits
-            are the same. For rules that work element by element. `load` and `load_state_dict` need
-            memory for what they read, `eval`, `settle` and the like for what they decode. Default
-            None: in memory.
+            norms, factors, tables or rows. `docs/storage.md` has the cost in accuracy and time.
+        rounding: how updated numbers are rounded to 16 or 8 bits: "stochastic" (default), which is
+            unbiased, or "nearest", with which small updates are lost.
+        rounding_seed: the seed of the random bits, from 0 on, default 0. They depend only on it, on
+            `t` and on the index of an element.
+        state_dir: a directory for states that are larger than memory: each is a new file of NumPy's
+            format there. Parameters and gradients may be in files too, `np.memmap`. Steps then go
+            window by window, and give the memory back; results are bit-identical. For element-wise
+            rules. `load` and `load_state_dict` need memory for what they read, `eval`, `settle` and
+            the like for what they decode. Default None: in memory.
         copy_to: arrays of bfloat16 or float16 in the structure and shapes of `params`, which are
-            float32: a model to compute with, written at once and in every step, to the nearest.
-            For rules that work element by element. Default None.
-        master: parameters in 16 bits stay the nearest numbers to masters in float32, to which
-            the steps are added: True keeps these as a state "master"; "split", of bfloat16, keeps
-            what is missing to them, a state "low_bits" of 16 bits, for as exact steps with less
-            memory. States are float32 then, if `state_dtype` does not say otherwise. For rules that
-            work element by element. Default False.
+            float32: copies of the parameters, refreshed (round-to-nearest) at construction and in
+            every step. For element-wise rules. Default None.
+        master: keep float32 master weights, so that 16-bit parameters are their rounded copy: True
+            keeps them as a state "master"; "split", for bfloat16, keeps only the bits that the
+            parameter lacks, a state "low_bits", for as exact steps with less memory. States are
+            float32 then, unless `state_dtype` says otherwise. For element-wise rules. Default
+            False.
 
     Raises:
         TypeError: an argument of the wrong type, an array of the wrong dtype.
