@@ -43,6 +43,10 @@ class GradTransform(NamedTuple):
         )
 
 
+#: The gradients as they are.
+UNCHANGED = GradTransform()
+
+
 class Scalars(NamedTuple):
     """The numbers of one step.
 
@@ -60,6 +64,11 @@ class Scalars(NamedTuple):
     row: int = 0
 
 
+#: What plans take, named or not.
+AnyTransform = tuple[float, float | None, float | None, bool]
+AnyScalars = tuple[int, Sequence[float], float, bool, int]
+
+
 class Plan(Protocol):
     """Parameters and states that are checked once, and the steps over them."""
 
@@ -73,8 +82,8 @@ class Plan(Protocol):
     def step(
         self,
         grads: Sequence[Any],
-        treatment: GradTransform | None = None,
-        scalars: Scalars | None = None,
+        treatment: AnyTransform | None = None,
+        scalars: AnyScalars | None = None,
         second_grads: Sequence[Any] | None = None,
         acquired: bool = False,
         norm: float | None = None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .formats import NORM_BLOCK, STATE_BLOCK, from_blocks, is_in_blocks
 from .paging import _interrupts_held, _read, _reading, _releasing
-from .plan import GradTransform, MakePlan, Plan, Scalars
+from .plan import AnyScalars, AnyTransform, GradTransform, MakePlan, Plan, Scalars
 
 Array = NDArray[Any]
 #: Elements of each array that are in memory together, whole blocks of the norm.
@@ -109,14 +109,14 @@ class WindowedPlan:
     def step(
         self,
         grads: Sequence[Any],
-        treatment: GradTransform | None = None,
-        scalars: Scalars | None = None,
+        treatment: AnyTransform | None = None,
+        scalars: AnyScalars | None = None,
         second_grads: Sequence[Any] | None = None,
         acquired: bool = False,
         norm: float | None = None,
     ) -> tuple[float, bool, bool] | None:
         """As `_core.Plan.step`. Ctrl-C waits until all windows are done."""
-        treatment = treatment or GradTransform()
+        treatment = GradTransform(*treatment) if treatment else GradTransform()
         clip_norm = treatment.clip_norm
         self.acquire()
         try:
@@ -133,7 +133,7 @@ class WindowedPlan:
                 if not usable:
                     self._whole.step(given, treatment, scalars, acquired=True)  # which says why
             if scalars is not None:
-                self._scalars = scalars
+                self._scalars = Scalars(*scalars)
             assert self._scalars is not None
             t = self.t
             now = self._scalars if scalars is not None else self._scalars._replace(t=t)

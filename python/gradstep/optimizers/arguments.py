@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from .._engine import checks as check
 from .options import Options
@@ -98,6 +98,19 @@ class Fixed(Argument[Value]):
             f"{self.name} of {type(opt).__name__} cannot change, because the states or the rule "
             "depend on it: make another optimizer"
         )
+
+
+class Hint:
+    """A name of another library: reading and setting it say what to use instead."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, opt: Optimizer | None, owner: type[Optimizer]) -> NoReturn:
+        raise AttributeError(hint_for(owner, self.name))
+
+    def __set__(self, opt: Optimizer, value: object) -> NoReturn:
+        raise AttributeError(hint_for(type(opt), self.name))
 
 
 #: Names of other libraries, and what to use instead.
