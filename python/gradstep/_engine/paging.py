@@ -89,7 +89,7 @@ def _releasing(array: Array) -> Iterator[Callable[[Array], None] | None]:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_deferred() -> Iterator[None]:
     """Keep Ctrl-C for the end: a step is whole, or has not begun."""
     if threading.current_thread() is not threading.main_thread():  # which does not get them
         yield

@@ -71,15 +71,15 @@ class States:
         if name not in self._rule.states:
             return param.shape, EXTRA_STATES.get(name, param.dtype)
         default = self._default or param.dtype
-        held = state_format(
+        stored = state_format(
             self.dtype and self.dtype.name,
             default.name,
             param.size,
             name in self._rule.never_negative,
         )
         known = {dtype.name: dtype for dtype in (default, self.dtype) if dtype is not None}
-        dtype = known.get(held) or np.dtype(held)
-        if held in ("int8", "uint8"):
+        dtype = known.get(stored) or np.dtype(stored)
+        if stored in ("int8", "uint8"):
             return blocks_shape(param.size), dtype
         leading = (rows,) if rows is not None and name == self._rule.row_state else ()
         return (*leading, *self._rule.state_shape(name, param.shape)), dtype

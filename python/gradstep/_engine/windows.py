@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .formats import NORM_BLOCK, STATE_BLOCK, from_blocks, is_in_blocks
-from .paging import _interrupts_held, _read, _reading, _releasing
+from .paging import _interrupts_deferred, _read, _reading, _releasing
 from .plan import AnyScalars, AnyTransform, GradTransform, MakePlan, Plan, Scalars
 
 Array = NDArray[Any]
@@ -28,8 +28,8 @@ def windows(array: Array, beside: Array) -> Iterator[tuple[Array, Array]]:
     vector, other = array.reshape(-1), _vector(beside)
     for begin in range(0, vector.size, WINDOW):
         part = vector[begin : begin + WINDOW]
-        held = _part(other, slice(begin, begin + part.size))
-        yield part, from_blocks(held, part.size) if is_in_blocks(held) else held
+        stored = _part(other, slice(begin, begin + part.size))
+        yield part, from_blocks(stored, part.size) if is_in_blocks(stored) else stored
 
 
 def _vector(array: Array) -> Array:
@@ -138,7 +138,7 @@ class WindowedPlan:
             t = self.t
             now = self._scalars if scalars is not None else self._scalars._replace(t=t)
             report = None
-            with _interrupts_held(), closing(self._sweep(vectors, with_states=True)) as windows:
+            with _interrupts_deferred(), closing(self._sweep(vectors, with_states=True)) as windows:
                 for plan, gradient in windows:
                     plan.t = t
                     report = plan.step([gradient], treatment, now, norm=norm)

@@ -224,12 +224,12 @@ class Sharded:
             [array([-0.5, -1.5])]
         """
         ranks = self._comm.size
-        treatment: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "grad_scale": grad_scale,
             "clip_norm": clip_norm,
             "clip_value": clip_value,
         }
-        given, weights = self._agreed(grads, weight, treatment, zero_grad)
+        given, weights = self._agreed(grads, weight, arguments, zero_grad)
         alike = (weights == weights[0]).all()  # where a quotient may be off 1
         factor = 1.0 if alike else weights[self._comm.rank] * ranks / weights.sum()
         vector = self._laid_out(given, factor)
@@ -281,16 +281,16 @@ class Sharded:
         self._collect_all()
 
     def _agreed(
-        self, grads: Arrays, weight: float, treatment: Mapping[str, Any], zero_grad: bool
+        self, grads: Arrays, weight: float, arguments: Mapping[str, Any], zero_grad: bool
     ) -> tuple[Sequence[Array], Array]:
         """The gradients as NumPy arrays, and the weights of all ranks, after all checks."""
         given: Sequence[Array] = ()
-        names = ["t", "lr", *treatment, "zero_grad"]
+        names = ["t", "lr", *arguments, "zero_grad"]
         mine = np.full(2 + len(names), np.nan)
 
         def look() -> None:
             nonlocal given
-            numbers = {name: _number(name, value) for name, value in treatment.items()}
+            numbers = {name: _number(name, value) for name, value in arguments.items()}
             flag = check.flag("zero_grad", zero_grad)
             scale, clip_norm, clip_value = numbers.values()
             assert scale is not None

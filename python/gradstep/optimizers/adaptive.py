@@ -19,7 +19,7 @@ __all__ = ["Adamax", "NAdam", "RAdam", "Adadelta", "AdaBelief", "Yogi"]  # noqa:
 
 
 class Adamax(Optimizer):
-    r"""Adamax: Adam with a running maximum in the place of the root.
+    r"""Adamax: Adam with a running maximum instead of the root.
 
     ```
     m = beta1 m + (1 - beta1) g

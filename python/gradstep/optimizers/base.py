@@ -533,7 +533,7 @@ class Optimizer:
 
         Raises:
             TypeError, ValueError: not such a dict, or one of another rule, shape or dtype; a
-                schedule in the place of a number, or the reverse. Nothing has changed then.
+                schedule instead of a number, or the reverse. Nothing has changed then.
         """
         checkpoint.load_state_dict(self, state_dict, convert)
 

@@ -198,7 +198,7 @@ class Adafactor(Optimizer):
 
     References:
         Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory cost, 2018,
-        algorithms 4 and 5, with means in the place of sums and `eps1` where PyTorch has it.
+        algorithms 4 and 5, with means instead of sums and `eps1` where PyTorch has it.
     """
 
     rules = ("adafactor",)

@@ -30,7 +30,7 @@ class SVRG(Optimizer):
     ```
 
     `v` is the snapshot, a copy of the parameters, and `mu` the gradient of the mean over all rows
-    at it. It keeps no table: three arrays in the place of a parameter's one, and two gradients per
+    at it. It keeps no table: three arrays instead of a parameter's one, and two gradients per
     step. With L the largest curvature of a row, theory wants `lr` below 1/(4 L); 1/(10 L) is usual,
     and a snapshot every 2 passes over the rows.
 

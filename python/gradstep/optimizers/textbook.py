@@ -359,7 +359,7 @@ class Adam(Optimizer):
     Args:
         betas: the pair (beta1, beta2), each in [0, 1), default (0.9, 0.999).
         eps: above 0, default 1e-8.
-        amsgrad: take the largest `v` so far in the place of `v`. Default False.
+        amsgrad: take the largest `v` so far instead of `v`. Default False.
         bias_correction: divide by `1 - beta^t`. Default True.
 
     Example:

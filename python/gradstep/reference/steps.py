@@ -43,7 +43,7 @@ from .rules import (
     sparse_adam,
     yogi,
 )
-from .storage import TOP, block_chance, chance, from_blocks, rounded, to_blocks
+from .storage import TOP, block_random_bits, from_blocks, random_bits, rounded, to_blocks
 
 Array = NDArray[Any]
 #: Each rule's function. Those that decay the parameter, not the gradient, are in DECOUPLED too,
@@ -193,8 +193,8 @@ def stored_step(
     for buffer, (held, x) in enumerate(zip((w, *states), (wide, *wide_states), strict=True)):
         place = seed, t, array, buffer, x.size, first
         if held.dtype.name in TOP:
-            drawn = block_chance(*place) if stochastic else None
+            drawn = block_random_bits(*place) if stochastic else None
             held[...] = to_blocks(x, held.dtype, drawn)
         else:
-            drawn = chance(*place) if stochastic else None
+            drawn = random_bits(*place) if stochastic else None
             held[...] = rounded(x, held.dtype, drawn)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-#: What each buffer, the parameter and then the states, multiplies the bits of chance by.
-OWN_CHANCE = (0x85EBCA6B, 1, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1)
+#: What each buffer, the parameter and then the states, multiplies the random bits by.
+BUFFER_SALT = (0x85EBCA6B, 1, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1)
 
 
 def _mixed(x: int, y: int) -> int:
@@ -24,10 +24,10 @@ def _mixed(x: int, y: int) -> int:
     return x
 
 
-def chance(
+def random_bits(
     seed: int, t: int, array: int, buffer: int, size: int, first: int = 0, bits: int = 16
 ) -> Array:
-    """Some bits of chance for each element of a buffer, in one step: two elements share 32 bits.
+    """Random bits for each element of a buffer, in one step: two elements share 32 bits.
 
     `first` is the place of the first element in its array, an even number.
     """
@@ -40,15 +40,15 @@ def chance(
     x ^= (key >> 32).astype(np.uint32)
     x *= np.uint32(0x7FEB352D)
     x ^= x >> 15
-    x *= np.uint32(OWN_CHANCE[buffer])
+    x *= np.uint32(BUFFER_SALT[buffer])
     return np.stack([x & (2**bits - 1), x >> (32 - bits)], axis=1).ravel()[:size]
 
 
-def rounded(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Array:
-    """The numbers in another dtype: the nearest, or one of the two neighbours by 16 bits of chance.
+def rounded(x: Array, dtype: np.dtype[Any], random_bits: Array | None = None) -> Array:
+    """The numbers in another dtype: rounded to nearest, or stochastically by 16 random bits.
 
-    Chance is for float32 that become bfloat16 or float16. A number that lies a share `s` of the
-    way to the neighbour farther from 0 goes there where `chance + s 2**16` reaches `2**16`.
+    Stochastic rounding is for float32 that become bfloat16 or float16. A number at the fraction `s`
+    of the way to its neighbour farther from 0 goes there where `random_bits + s 2**16 >= 2**16`.
 
     Example:
         >>> import numpy as np
@@ -58,18 +58,18 @@ def rounded(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Arra
         [1.0, 1.0, 1.0009765625, 1.0009765625]
     """
     with np.errstate(all="ignore"):
-        if chance is None or dtype.itemsize > 2:
+        if random_bits is None or dtype.itemsize > 2:
             return x.astype(dtype)
         bits = x.view(np.uint32)
         size, sign = bits & 0x7FFFFFFF, bits >> 31 << 15
-        chance = chance.reshape(x.shape).astype(np.uint32)
+        random_bits = random_bits.reshape(x.shape).astype(np.uint32)
         if dtype.name == "bfloat16":
-            halves = (size + chance) >> 16
+            halves = (size + random_bits) >> 16
         else:
             # Denormals of float16 are multiples of 2^-24, 16 bits above the unit here.
             small = np.where(size < 113 << 23, np.abs(x), np.float32(0)) * np.float32(2.0**40)
-            denormal = (small.astype(np.uint32) + chance) >> 16
-            normal = (np.minimum(size + (chance >> 3), 143 << 23) - (112 << 23)) >> 13
+            denormal = (small.astype(np.uint32) + random_bits) >> 16
+            normal = (np.minimum(size + (random_bits >> 3), 143 << 23) - (112 << 23)) >> 13
             halves = np.where(size < 113 << 23, denormal, normal)
         return np.where(np.isnan(x), np.full_like(x, np.nan).astype(dtype),
                         (sign | halves).astype(np.uint16).view(dtype))  # fmt: skip
@@ -92,7 +92,7 @@ def blocks_shape(size: int) -> tuple[int, int]:
     return -(-size // STATE_BLOCK), 1 + STATE_BLOCK
 
 
-def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Array:
+def to_blocks(x: Array, dtype: np.dtype[Any], random_bits: Array | None = None) -> Array:
     """float32 numbers in 8 bits: int8, or uint8 where they are never negative.
 
     ```
@@ -106,8 +106,8 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
     Args:
         x: the numbers.
         dtype: int8 or uint8.
-        chance: to round by, 20 bits for each number of a block, as `block_chance` has it; None
-            (default) for the nearest.
+        random_bits: to round stochastically by, 20 bits for each number of a block, as
+            `block_random_bits` gives them; None (default) rounds to nearest.
 
     Returns:
         An array of shape `blocks_shape(x.size)`. After its first byte, a block has the number
@@ -136,7 +136,7 @@ def to_blocks(x: Array, dtype: np.dtype[Any], chance: Array | None = None) -> Ar
     last = LAST_CODE[dtype.name]
     with np.errstate(under="ignore"):
         total = (size.view(np.float32) * scale + np.float32(2)).view(np.uint32)
-    half = 0x7FFFF + (total >> 20 & 1) if chance is None else chance.astype(np.uint32)
+    half = 0x7FFFF + (total >> 20 & 1) if random_bits is None else random_bits.astype(np.uint32)
     code = (total + half) >> 20 & last
     if dtype.name == "uint8":
         code = np.maximum(code, size > 0)
@@ -174,10 +174,12 @@ def fill_blocks(held: Array, number: float, size: int) -> None:
     held[-1:] = to_blocks(numbers[: size - (len(held) - 1) * STATE_BLOCK], held.dtype)
 
 
-def block_chance(seed: int, t: int, array: int, buffer: int, size: int, first: int = 0) -> Array:
-    """The `chance` of `to_blocks`, where `first` is a multiple of its blocks."""
+def block_random_bits(
+    seed: int, t: int, array: int, buffer: int, size: int, first: int = 0
+) -> Array:
+    """The `random_bits` of `to_blocks`, where `first` is a multiple of its blocks."""
     blocks, _ = blocks_shape(size)
-    drawn = chance(seed, t, array, buffer, blocks * STATE_BLOCK, first, bits=20)
+    drawn = random_bits(seed, t, array, buffer, blocks * STATE_BLOCK, first, bits=20)
     # Two numbers that share their bits lie a quarter of a block apart.
     apart: Array = drawn.reshape(blocks, 2, QUARTER, 2).transpose(0, 1, 3, 2)
     return apart.reshape(blocks, STATE_BLOCK)

@@ -59,17 +59,17 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, help=description, **settings)
 
     threads = _list_of(_whole(1, _core.thread_limit))
-    option("--linear", "time linear models in the place of steps", action="store_true")
+    option("--linear", "time linear models instead of steps", action="store_true")
     option(
         "--classes",
-        "time every class in the place of works, or those named",
+        "time every class instead of workloads, or those named",
         metavar="CLASS,...",
         nargs="?",
         const="all",
     )
     option(
         "--storage",
-        "time what storage types cost in the place of works",
+        "time what storage types cost instead of workloads",
         action="store_true",
         default=None,
     )
@@ -103,7 +103,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         f"{bench.QUICK_STORAGE_SIZE:,}",
         action="store_true",
     )
-    option("--json", "print JSON in the place of the table", action="store_true")
+    option("--json", "print JSON instead of the table", action="store_true")
     option("--out", "the picture; default bench.png, if matplotlib is installed", type=Path)
     parser.set_defaults(command=_bench)
 

@@ -19,8 +19,8 @@ float16, computed in float32: parameters, gradients, and states, whose dtype is 
 parameter unless `state_dtype` (a dtype of PyTorch or its name) is another one. `"int8"` stands for
 8 bits: blocks in the order of the parameter's memory, as `gradstep.reference.to_blocks` has them,
 of torch.uint8 where a state is never negative; beside fewer than 4,096 elements, states are
-float32. What is updated is rounded by chance (`rounding`, `rounding_seed`), so that small steps are
-not lost; the chances depend on the place of a parameter among all of the optimizer.
+float32. Updated numbers are rounded stochastically (`rounding`, `rounding_seed`), so that small
+steps are not lost; the random bits depend on the index of a parameter among all of the optimizer.
 
 Example:
     >>> import torch, gradstep.torch

@@ -17,7 +17,7 @@ DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOA
 STATE_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STATES}
 #: 8 bits are whole numbers in blocks: with a sign, and for states that are never negative.
 IN_8_BITS = (torch.int8, torch.uint8)
-#: Those that are rounded to by chance. Steps are counted there by every rule: chances differ.
+#: Those with stochastic rounding. Every rule counts steps there, because random bits differ.
 NARROW = frozenset({torch.bfloat16, torch.float16, *IN_8_BITS})
 
 

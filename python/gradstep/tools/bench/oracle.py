@@ -71,8 +71,8 @@ class Oracle:
     """What the parameters must be after the steps that are checked, by NumPy.
 
     A rule that looks at each element alone repeats itself as its numbers do: one period is enough.
-    With clipping, or a norm in the rule, all elements count. What is rounded by chance does not
-    repeat itself: only the first period is compared, and the whole blocks of it.
+    With clipping, or a norm in the rule, all elements count. Stochastic rounding does not repeat
+    itself: only the first period is compared, and the whole blocks of it.
     """
 
     def __init__(self, work: Work) -> None:

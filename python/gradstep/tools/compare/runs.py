@@ -68,7 +68,8 @@ def judged_by(cls: type[Optimizer]) -> str:
         >>> judged_by(gs.ASGD), judged_by(gs.SGD)
         ('average', '')
     """
-    return next((name for name in ("eval", "average", "position") if hasattr(cls, name)), "")
+    names = ("eval", "average", "position")
+    return next((name for name in names if callable(getattr(cls, name, None))), "")
 
 
 class Run:
