@@ -19,13 +19,6 @@ def _label(key: Any) -> str:
     return f"[{plain!r}]".encode("utf-8", "backslashreplace").decode()
 
 
-def _is_nested(leaf: Any) -> bool:
-    """Whether an array is expected and a structure of arrays was given."""
-    if isinstance(leaf, (list, tuple)):
-        return any(_is_nested(one) or _core.shows_memory(one) for one in leaf)
-    return isinstance(leaf, dict)
-
-
 class Structure:
     """Takes a structure of arrays apart and puts arrays of the same structure together.
 
@@ -49,10 +42,9 @@ class Structure:
                 raise ValueError(f"{noun} is empty: {tree!r}")
         self.suffixes = [""] if self._kind is None else [_label(key) for key in self._keys]
         for key, suffix in zip(self._keys, self.suffixes, strict=False):
-            if _is_nested(tree[key]):
+            if isinstance(tree[key], dict):
                 raise TypeError(
-                    f"{noun}{suffix} is a {type(tree[key]).__name__}, "
-                    "and nested structures are not supported: "
+                    f"{noun}{suffix} is a dict, and nested structures are not supported: "
                     "give one dict or list of all arrays"
                 )
         #: A list and a tuple are one kind: what fits one fits the other.
