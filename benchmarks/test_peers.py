@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import gradstep as gs
-from gradstep import _bench_report, bench
+from gradstep.tools import bench
 
 SIZES = [1_000, 100_000]
 
@@ -20,7 +20,7 @@ def found(request):
         @staticmethod
         def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_sep("-", "gradstep against other packages")
-            terminalreporter.write_line(_bench_report.table(found))
+            terminalreporter.write_line(bench.table(found))
 
     request.config.pluginmanager.register(Summary())
     return found

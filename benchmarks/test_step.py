@@ -15,7 +15,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, functional, reference
-from gradstep.optimizers import CLASSES, CORE_RULES
+from gradstep.optimizers.base import CLASSES, CORE_RULES
 
 ROUNDS = {1_000: 301, 100_000: 51, 10_000_000: 9}
 #: What classes need beside the parameters, and functions beside the arrays.

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from gradstep.functional import CORE_RULES
-from gradstep.optimizers import CLASSES, Optimizer, Options
+from gradstep.optimizers.base import CLASSES, Optimizer
+from gradstep.optimizers.options import Options
 
 PAGE = Path(__file__).with_name("rules.md")
 #: Where else the rule is found, in libraries that are widely used.

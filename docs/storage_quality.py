@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gradstep as gs
-from gradstep.bench import PLAIN, STORAGES, Storage
-from gradstep.compare import PICTURE_STYLE
+from gradstep.tools.bench.entrants import PLAIN
+from gradstep.tools.bench.works import STORAGES, Storage
+from gradstep.tools.report import PICTURE_STYLE
 
 Array = NDArray[Any]
 

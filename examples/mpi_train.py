@@ -35,7 +35,6 @@ history = gs.train(
     clip_norm=1.0,
     validation=held_out,
     seed=0,
-    comm=comm,
 )
 
 with tempfile.TemporaryDirectory() as folder:

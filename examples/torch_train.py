@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 import gradstep.torch
-from gradstep import datasets
+from gradstep.tools import datasets
 
 LABELS = {
     "torch.optim.Adam": torch.optim.Adam,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import mpi
-from gradstep.mpi import MPI, Sharded
-from gradstep.optimizers import CLASSES
-from gradstep.training import part_of
+from gradstep.mpi import MPI, Sharded, sharded
+from gradstep.mpi.sharded import check_sharded
+from gradstep.optimizers.base import CLASSES
+from gradstep.training.minibatches import part_of
 from oracle import DTYPES, assert_same_bits, needed
 
 COMM = MPI.COMM_WORLD
@@ -26,7 +26,7 @@ SIZE = 50_001
 
 def elementwise(cls) -> bool:
     try:
-        mpi.check_sharded(cls)
+        check_sharded(cls)
     except TypeError:
         return False
     return True
@@ -69,7 +69,7 @@ TREATMENTS = [
 
 def same_bits() -> None:
     """Every rule that can be sharded, with and without buckets, against the plain optimizer."""
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     classes = [cls for cls in CLASSES if elementwise(cls)]
     assert len(classes) > 15
     for cls in classes:
@@ -94,7 +94,7 @@ def same_bits() -> None:
 
 def in_place(path: str) -> None:
     """The arrays of the caller are updated, and what he writes there between steps counts."""
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     for size, overlap in ((SIZE, True), (SIZE, False), (3, False), (0, True)):
         start = numbers(size, np.float32, 99)
         one = np.where(RANK == 0, start, np.float32(7))  # all begin with the numbers of rank 0
@@ -133,7 +133,7 @@ def in_place(path: str) -> None:
 
 def rounded_by_chance(path: str) -> None:
     """Each element by the chance that it has in one process; and saved and loaded so."""
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     for overlap in (False, True):
         start = numbers(SIZE, np.float32, 3)
         arguments = {"lr": 0.01, "state_dtype": "bfloat16", "rounding_seed": 5}
@@ -282,7 +282,7 @@ def tree_of_ones(opt: Sharded) -> dict[str, np.ndarray]:
 
 def not_finite() -> None:
     """Decided by all alike, with the outcome that one process would have."""
-    mpi.BUCKET = 4096
+    sharded.BUCKET = 4096
     for dtype in DTYPES:
         for skip in (False, True):
             start = numbers(SIZE, dtype, 3)
@@ -343,7 +343,7 @@ CLASS = gs.ScheduleFreeAdamW
 
 
 def saved_run(path: str):
-    mpi.BUCKET = 8192
+    sharded.BUCKET = 8192
     start = numbers(SIZE, np.float32, 3)
     opt = Sharded(CLASS, tree(start.copy()), comm=COMM, overlap="bucket" in path, lr=0.1)
     plain = CLASS(tree(start.copy()), lr=0.1)
@@ -442,7 +442,7 @@ def trained() -> None:
     data, f = problem(103)
     held_out, _ = problem(7)
     opt = Sharded(gs.Adam, np.zeros(3), comm=COMM, lr=0.05)
-    history = gs.train(opt, f, data, comm=COMM, validation=held_out, **OPTIONS)
+    history = gs.train(opt, f, data, validation=held_out, **OPTIONS)
 
     def of_parts(w, *batch):
         """Added in the order of the ranks; the sum of two is the same in any order."""
@@ -466,12 +466,12 @@ def trained() -> None:
     np.testing.assert_allclose(opt.params, plain.params, rtol=1e-9)
     assert len(set(COMM.allgather(opt.params.tobytes()))) == 1
     whole = Sharded(gs.Adam, np.zeros(3), comm=COMM, lr=0.05)
-    full = gs.train(whole, f, data, batch_size="full", epochs=2, comm=COMM)
+    full = gs.train(whole, f, data, batch_size="full", epochs=2)
     assert full.steps == 2
     np.testing.assert_allclose(full["loss"][0], f(np.zeros(3), *data)[0], rtol=1e-12)
     # Seeds: one of rank 0, where none is given.
     seedless = Sharded(gs.SGD, np.zeros(3), comm=COMM, lr=0.05)
-    gs.train(seedless, f, data, epochs=1, comm=COMM)
+    gs.train(seedless, f, data, epochs=1)
     assert len(set(COMM.allgather(seedless.params.tobytes()))) == 1
 
 
@@ -492,13 +492,13 @@ def training_stops() -> None:
     for in_loss in (True, False):
         for skip in (False, True):
             calls, opt = 0, make(skip_nonfinite=skip)
-            history = gs.train(opt, spoilt, data, batch_size=10, epochs=9, seed=0, comm=COMM)
+            history = gs.train(opt, spoilt, data, batch_size=10, epochs=9, seed=0)
             assert history.stop == "non-finite"
             what = "loss nan" if in_loss else "gradient norm inf"
             assert history.reason.startswith(f"non-finite {what} in epoch 2, step 6: parameters")
             assert opt.t == history.steps == 4
             expected = make()
-            gs.train(expected, f, data, batch_size=10, epochs=1, seed=0, comm=COMM)
+            gs.train(expected, f, data, batch_size=10, epochs=1, seed=0)
             assert_same_bits(opt.params, expected.params)
             opt.step(np.ones(3))
             expected.step(np.ones(3))
@@ -510,9 +510,9 @@ def training_stops() -> None:
         return f(w, *batch)
 
     with pytest.raises(LookupError if RANK == 1 else RuntimeError, match="no such row"):
-        gs.train(make(), failing, data, epochs=1, comm=COMM)
+        gs.train(make(), failing, data, epochs=1)
     asks = [lambda epoch: RANK == 1 and epoch.epoch == 2]
-    assert gs.train(make(), f, data, epochs=9, callbacks=asks, comm=COMM).stop == "callback"
+    assert gs.train(make(), f, data, epochs=9, callbacks=asks).stop == "callback"
     second = RANK == 1
     for message, options in {
         "batch_size is 8 on rank 1, 9 on rank 0": {"batch_size": 9 - second},
@@ -521,12 +521,13 @@ def training_stops() -> None:
         },
         "seed is a generator at": {"seed": np.random.default_rng(RANK)},
         "epochs must be at least 0, got -1": {"epochs": -1},
-        "comm must be the communicator of opt, got another one": {"comm": COMM.Dup()},
     }.items():
-        options = {"data": data, "epochs": 1, "comm": COMM, **options}
+        options = {"data": data, "epochs": 1, **options}
         refused(message, lambda options=options: gs.train(make(), f, **options))
-    with pytest.raises(TypeError, match=r"opt must be a gradstep\.mpi\.Sharded where"):
-        gs.train(gs.Adam(np.zeros(3)), f, data, epochs=1, comm=COMM)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'comm'"):
+        gs.train(make(), f, data, epochs=1, comm=COMM)
+    alone = gs.Adam(np.zeros(3))  # is trained by each rank for itself
+    assert gs.train(alone, f, data, epochs=1 + RANK).epochs == 1 + RANK
 
 
 if __name__ == "__main__":

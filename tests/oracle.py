@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _checks as check
 from gradstep import _core, reference
+from gradstep._engine import checks as check
 
 RULES = {rule.name: rule for rule in _core.rules()}
 #: Rules that differ from another one in constants alone, and have its loops.

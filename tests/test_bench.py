@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import pkgutil
 import signal
 import sys
 import textwrap
@@ -13,27 +15,29 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _bench_report, _peers, bench, cli, compare
-from gradstep.bench import (
+from gradstep.tools import bench, cli, report
+from gradstep.tools.bench import choices, contestants, measure, numba_loops, oracle, workers
+from gradstep.tools.bench import session as session_of
+from gradstep.tools.bench import works as works_of
+from gradstep.tools.bench.entrants import (
     ALWAYS,
     CLASS_PEERS,
-    CLASS_RULES,
     CONTESTANTS,
-    LEFT_OUT,
-    NO_RULE,
     OURS,
     PEERS,
     PLAIN,
+    STORAGE_PEERS,
+    Contestant,
+)
+from gradstep.tools.bench.measure import Bench, Result, Row
+from gradstep.tools.bench.oracle import Check, Oracle
+from gradstep.tools.bench.works import (
+    CLASS_RULES,
+    LEFT_OUT,
+    NO_RULE,
     RULES,
     SMALLER,
-    STORAGE_PEERS,
     STORAGES,
-    Bench,
-    Check,
-    Contestant,
-    Oracle,
-    Result,
-    Row,
     Work,
 )
 
@@ -43,7 +47,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 FAKES = """\
 import os, signal, sys, time
 import numpy as np
-from gradstep._peers import NumPy
+from gradstep.tools.bench.contestants import NumPy
 
 
 class Right(NumPy):
@@ -183,7 +187,7 @@ def made_up(works, times, **problems):
 
 def after_checked_steps(work):
     """What a worker of gradstep would answer about its parameters."""
-    contestant = _peers.Gradstep(work, bench.draw(work, 0))
+    contestant = contestants.Gradstep(work, bench.draw(work, 0))
     for grads in bench.gradients(work):
         contestant.fill(grads)
         contestant.step()
@@ -210,7 +214,7 @@ def test_the_same_result_or_no_place_in_the_ranking(fakes):
             assert not row.results[name].check.same_bits
     assert found.rows[0].results["right"].check.same_bits
     assert not found.rows[0].results["close"].check.same_bits
-    table = _bench_report.table(found)
+    table = bench.table(found)
     assert table.count("differs") == 2 * len(bad) + 1
     assert "\nwrong: Adam, 1 k: ends 0." in table
 
@@ -218,9 +222,9 @@ def test_the_same_result_or_no_place_in_the_ranking(fakes):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("arrays", [1, 3])
 def test_the_oracle_is_numpy_over_all_elements(monkeypatch, arrays, clip):
-    monkeypatch.setattr(bench, "PERIOD", 7)
+    monkeypatch.setattr(oracle, "PERIOD", 7)
     work = Work("adam", 20, arrays, clip=clip)
-    contestant = _peers.NumPy(work, bench.draw(work, 0))
+    contestant = contestants.NumPy(work, bench.draw(work, 0))
     for grads in bench.gradients(work):
         contestant.fill(grads)
         contestant.step()
@@ -246,7 +250,7 @@ def test_numbers_are_the_same_everywhere_and_repeat_late(monkeypatch):
     steps = [np.concatenate(grads) for grads in bench.gradients(work)]
     assert len(steps) == bench.CHECKED_STEPS
     assert len(np.unique(steps)) > 2.9 * 2000
-    monkeypatch.setattr(bench, "PERIOD", 7)
+    monkeypatch.setattr(oracle, "PERIOD", 7)
     repeated = np.concatenate(bench.draw(Work("adam", 10, 2), 1))
     np.testing.assert_array_equal(repeated, np.resize(expected[:7], 20))
 
@@ -262,13 +266,13 @@ def test_every_rule_has_options_of_its_own(rule):
     assert work.states == [1] * len(opt.state)
     assert work.bytes_per_element == 4 * (3 + 2 * len(opt.state))
     assert Work(rule, 4, clip=True).bytes_per_element == work.bytes_per_element + 8
-    assert _peers.Numba.can(work)
+    assert numba_loops.Numba.can(work)
     pytest.importorskip("torch")
     assert {"torch", "torch-foreach"} <= {name for name in PEERS if peer_class(name).can(work)}
 
 
 def peer_class(name):
-    return getattr(_peers, CONTESTANTS[name].cls.partition(":")[2])
+    return pkgutil.resolve_name(CONTESTANTS[name].cls)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +316,8 @@ def test_classes_that_ask_for_more_are_left_out(monkeypatch):
         def __init__(self, params, lr, indices, momentum=0.0):
             pass
 
-    monkeypatch.setattr(bench, "CLASSES", [Asks, gs.Adam])
-    assert bench._by_class() == (
+    monkeypatch.setattr(works_of, "CLASSES", [Asks, gs.Adam])
+    assert works_of._by_class() == (
         {name: RULES[name] for name in ("adam", "amsgrad")},
         {"Asks": "it needs indices"},
     )
@@ -321,13 +325,13 @@ def test_classes_that_ask_for_more_are_left_out(monkeypatch):
 
 @pytest.mark.parametrize("name", CLASS_RULES)
 def test_classes_have_numpys_bits_and_their_streams(name, monkeypatch):
-    monkeypatch.setattr(bench, "QUICK_CLASS_SIZE", 1000)
+    monkeypatch.setattr(works_of, "QUICK_CLASS_SIZE", 1000)
     (work,) = bench.classes([name], threads=1, quick=True)
     assert Oracle(work).check(after_checked_steps(work)) == Check(True, 0.0)
     opt = work.optimizer(np.zeros(work.array_shape, np.float32), **work.options)
     whole = sum(state.size >= work.size for state in opt.state.values())
     assert 4 * (2 * (1 + whole) + 1) <= work.bytes_per_element <= 4 * (2 * (2 + whole) + 1)
-    roofline = _peers.Roofline(work, bench.draw(work, 0))
+    roofline = contestants.Roofline(work, bench.draw(work, 0))
     written, _ = roofline.step.args
     assert len(written) == 1 + whole
     roofline.step()
@@ -367,20 +371,20 @@ def test_classes_of_matrices(log, monkeypatch):
     monkeypatch.setitem(bench.MATRICES, "Adam", (50, 40))
     monkeypatch.setitem(bench.MATRICES, "Lion", (10_000, 1_000))
     seen = set()
-    init = _peers.NumPy.__init__
+    init = contestants.NumPy.__init__
 
     def noted(self, work, params):
         seen.update(param.shape for param in params)
         init(self, work, params)
 
-    monkeypatch.setattr(_peers.NumPy, "__init__", noted)
+    monkeypatch.setattr(contestants.NumPy, "__init__", noted)
     adam, lion, sgd = bench.classes(["adam", "Lion", "sgd"], 1, quick=True)
     assert (adam.shape, lion.shape, sgd.shape) == ("50 x 40", "625 x 62", "100 k")
     assert (adam.by_element, lion.by_element, sgd.by_element) == (False, False, True)
     found = bench.bench([adam, lion], ["numpy"], rounds=1)
     assert seen == {(50, 40), (625, 62)}
     assert [row.results["gradstep"].check for row in found.rows] == [Check(True, 0.0)] * 2
-    table = _bench_report.class_table(found)
+    table = bench.class_table(found)
     assert "| `Adam` | 28 | 50 x 40 | " in table
     large = bench.classes(["Lion"], 1)[0]
     assert (large.elements, large.array_shape) == (10_000_000, (10_000, 1_000))
@@ -409,11 +413,11 @@ class States(gs.SGD):
 
 
 def test_a_rule_with_a_norm_is_checked_over_all_elements(log, monkeypatch):
-    monkeypatch.setattr(bench, "PERIOD", 7)
-    monkeypatch.setitem(CLASS_RULES, "Normed", bench._rule(Normed, "Normed"))
+    monkeypatch.setattr(oracle, "PERIOD", 7)
+    monkeypatch.setitem(CLASS_RULES, "Normed", works_of._rule(Normed, "Normed"))
     work = Work("Normed", 20)
     assert not work.by_element
-    contestant = _peers.NumPy(work, bench.draw(work, 0))
+    contestant = contestants.NumPy(work, bench.draw(work, 0))
     for grads in bench.gradients(work):
         contestant.fill(grads)
         contestant.step()
@@ -422,13 +426,13 @@ def test_a_rule_with_a_norm_is_checked_over_all_elements(log, monkeypatch):
 
 
 def test_states_that_are_smaller_than_the_parameter(monkeypatch):
-    monkeypatch.setitem(CLASS_RULES, "States", bench._rule(States, "States"))
+    monkeypatch.setitem(CLASS_RULES, "States", works_of._rule(States, "States"))
     work = Work("States", 20, columns=5)
     assert work.states == [1, 0.2]
     assert work.bytes_per_element == round(4 * (2 * (1 + 1.2) + 1))
     written = []
-    monkeypatch.setattr(_peers._core, "streams", lambda arrays, read: written.extend(arrays))
-    _peers.Roofline(work, bench.draw(work, 0)).step()
+    monkeypatch.setattr(contestants._core, "streams", lambda arrays, read: written.extend(arrays))
+    contestants.Roofline(work, bench.draw(work, 0)).step()
     assert [array.shape for array in written] == [(20,), (20,)]
 
 
@@ -441,7 +445,7 @@ def test_storages_have_numpys_bits(name, monkeypatch):
 
     It ends within a block of 8 bits, which has numbers of the next one too.
     """
-    monkeypatch.setattr(bench, "PERIOD", 4_357)
+    monkeypatch.setattr(oracle, "PERIOD", 4_357)
     work = Work("adam", 10_000, storage=name)
     held, param = STORAGES[name], after_checked_steps(work)
     assert param(0, 0, 1).dtype.name == held.params
@@ -449,7 +453,7 @@ def test_storages_have_numpys_bits(name, monkeypatch):
     all_but_one = Work("adam", 4_356, storage=name)
     assert Oracle(all_but_one).check(after_checked_steps(all_but_one)) == Check(True, 0.0)
     other = "nearest" if held.rounding == "stochastic" else "stochastic"
-    monkeypatch.setitem(STORAGES, name, bench.replace(held, rounding=other))
+    monkeypatch.setitem(STORAGES, name, dataclasses.replace(held, rounding=other))
     assert Oracle(work).check(param).same_bits == (name == PLAIN)
 
 
@@ -479,19 +483,19 @@ def test_others_do_the_work_in_float32(log, monkeypatch):
     """They are compared with an oracle of their own, and take turns with ours."""
     work = Work("adam", 500, peers=(PLAIN, "numpy"), storage="all bfloat16")
     seen = []
-    start = _peers.Session.start
+    start = session_of.Session.start
 
     def noted(self, asked):
         seen.append((self._class, asked.storage))
         return start(self, asked)
 
-    monkeypatch.setattr(_peers.Session, "start", noted)
+    monkeypatch.setattr(session_of.Session, "start", noted)
     (row,) = bench.bench([work], ["numpy"], rounds=3).rows
     assert seen == [
-        (_peers.Gradstep, "all bfloat16"),
-        (_peers.Roofline, "all bfloat16"),
-        (_peers.Gradstep, PLAIN),
-        (_peers.NumPy, PLAIN),
+        (contestants.Gradstep, "all bfloat16"),
+        (contestants.Roofline, "all bfloat16"),
+        (contestants.Gradstep, PLAIN),
+        (contestants.NumPy, PLAIN),
     ]
     for name in ("gradstep", PLAIN, "numpy"):
         assert row.results[name].check == Check(True, 0.0)
@@ -512,7 +516,7 @@ class InProcess:
 
     def __init__(self, contestant, threads, python):
         self.name = next(name for name, c in CONTESTANTS.items() if c is contestant)
-        self.python, self.session = python, _peers.Session()
+        self.python, self.session = python, session_of.Session()
 
     def load(self):
         self.session.load(CONTESTANTS[self.name].cls, (), ())
@@ -528,9 +532,9 @@ class InProcess:
 
 @pytest.fixture
 def log(monkeypatch):
-    monkeypatch.setattr(bench, "Worker", InProcess)
+    monkeypatch.setattr(measure, "Worker", InProcess)
     monkeypatch.setattr(InProcess, "log", [], raising=False)
-    monkeypatch.setattr(_peers, "ROUND_NS", 1000)
+    monkeypatch.setattr(session_of, "ROUND_NS", 1000)
     return InProcess.log
 
 
@@ -550,8 +554,8 @@ def test_rounds_alternate_and_begin_with_another_each_time(log):
 
 
 def test_a_round_is_a_median_of_calls_that_find_their_gradient(monkeypatch):
-    session = _peers.Session()
-    session.load("gradstep._peers:NumPy", ["numpy"], ())
+    session = session_of.Session()
+    session.load("gradstep.tools.bench.contestants:NumPy", ["numpy"], ())
     assert session.start(Work("adam", 100, clip=True))
     contestant, calls = session._now, []
     good = contestant.step
@@ -564,10 +568,10 @@ def test_a_round_is_a_median_of_calls_that_find_their_gradient(monkeypatch):
     seconds = session.round()
     assert 1e-6 < seconds < 0.1
     assert all(calls)
-    assert 2 <= len(calls) <= _peers.MOST_CALLS + _peers.MOST_WARM_UPS
+    assert 2 <= len(calls) <= contestants.MOST_CALLS + contestants.MOST_WARM_UPS
     calls.clear()
-    monkeypatch.setattr(_peers, "ROUND_NS", 1)
-    monkeypatch.setattr(_peers, "WARM_UP_NS", 1)
+    monkeypatch.setattr(session_of, "ROUND_NS", 1)
+    monkeypatch.setattr(session_of, "WARM_UP_NS", 1)
     session.round()
     assert len(calls) == 2
     session.end()
@@ -591,29 +595,29 @@ def test_statistics():
 
 
 def test_what_does_not_fit_in_memory_is_skipped(log, monkeypatch):
-    monkeypatch.setattr(bench, "available_bytes", lambda: 1e6)
+    monkeypatch.setattr(measure, "available_bytes", lambda: 1e6)
     found = bench.bench([Work("adam", 1000), Work("adam", 10**6)], ["numpy"], rounds=1)
     small, large = found.rows
     assert small.timed("numpy")
     assert large.results == {}
     assert large.skipped == "needs 0.1 GB of memory, 0.0 are free"
-    assert f"skipped: Adam, 1 M: {large.skipped}" in _bench_report.table(found)
+    assert f"skipped: Adam, 1 M: {large.skipped}" in bench.table(found)
     assert bench.as_json(found)["works"][1]["skipped"] == large.skipped
     assert [command for command, name in log if name == "numpy"].count("start") == 1
 
 
 def test_memory_is_that_of_all_contestants():
     work = Work("adam", 10**6)
-    assert bench.available_bytes() > 1e7
+    assert measure.available_bytes() > 1e7
     assert bench.needed_bytes(work, 10) - bench.needed_bytes(work, 9) == 4 * 4 * 10**6
     assert bench.needed_bytes(Work("adam", 1000, 1000), 9) == bench.needed_bytes(work, 9)
 
 
 def test_environment_of_a_worker(monkeypatch):
-    told = bench._environment(3, "/somewhere/bin/python")
+    told = workers._environment(3, "/somewhere/bin/python")
     assert {told[f"{name}_NUM_THREADS"] for name in ("OMP", "NUMBA", "GRADSTEP", "MKL")} == {"3"}
     assert told["PATH"].startswith("/somewhere/bin" + os.pathsep)
-    assert "intra_op_parallelism_threads=1" in bench._environment(1, "python")["XLA_FLAGS"]
+    assert "intra_op_parallelism_threads=1" in workers._environment(1, "python")["XLA_FLAGS"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs affinity")
@@ -654,7 +658,7 @@ def test_failures_are_a_line_each_and_leave_the_others_alone(fakes, capfd):
     assert first.timed("dies")
     assert not second.timed("dies")
     assert "dies" not in third.results
-    lines = _bench_report.table(found).splitlines()
+    lines = bench.table(found).splitlines()
     assert "dies: not used: its process was ended by SIGKILL at SGD, 20" in lines
     assert "not installed: missing" in lines
     assert sum(line.startswith("raises: ") for line in lines) == 3
@@ -664,7 +668,7 @@ def test_failures_are_a_line_each_and_leave_the_others_alone(fakes, capfd):
 
 def test_a_contestant_that_does_not_answer(fakes, monkeypatch):
     peers = fakes("Sleeps")
-    monkeypatch.setattr(bench, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 2)
     found = run(peers)
     assert found.unused == {"sleeps": "did not answer for 2 seconds at Adam, 1 k"}
     assert found.rows[0].timed("gradstep")
@@ -682,7 +686,7 @@ def test_other_interpreters(tmp_path):
     assert "No module named 'not_here'" in found.unused["numpy"]
     assert found.unused["torch"] == "its answer cannot be read"
     assert "nothing" in found.unused["numba"]
-    assert "not used: ModuleNotFoundError" in _bench_report.table(found)
+    assert "not used: ModuleNotFoundError" in bench.table(found)
 
 
 @posix
@@ -694,7 +698,7 @@ def test_no_worker_outlives_an_interrupt(ctrl_c_interrupts, fakes, monkeypatch):
             super().__init__(*arguments)
             processes.append(self._process)
 
-    monkeypatch.setattr(bench, "Worker", Watched)
+    monkeypatch.setattr(measure, "Worker", Watched)
     peers = fakes("Sleeps")
     ctrl_c = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
     ctrl_c.start()
@@ -715,7 +719,7 @@ FASTER["smaller"] = [4e-9] * 3
 def test_table():
     times = {**FASTER, "torch": [4e-9] * 3}
     works = bench.standard([2])
-    lines = _bench_report.table(made_up(works, times, optax="ends far away")).splitlines()
+    lines = bench.table(made_up(works, times, optax="ends far away")).splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("step "))
     rows = lines[header + 1 : header + 1 + len(works)]
     assert [row.startswith(work.title) for row, work in zip(rows, works, strict=True)] == [
@@ -748,7 +752,7 @@ def test_class_table():
     for row in (centered, nadam):
         row.results["torch-fused"] = Result(problem=NO_RULE)
     nadam.results["torch-foreach"].problem = "RuntimeError: not today"
-    text = _bench_report.class_table(found)
+    text = bench.class_table(found)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows == [
         "| class | bytes per element | ms | of the memory's limit | NumPy | PyTorch |",
@@ -763,7 +767,7 @@ def test_class_table():
     assert "WindowSAG keeps 10 gradients." in text
     assert f"left out: SVRG: {LEFT_OUT['SVRG']}." in text
     assert "10 M float32 elements" in text
-    assert max(map(len, text.splitlines())) <= _bench_report.WIDTH
+    assert max(map(len, text.splitlines())) <= bench.WIDTH
 
 
 def test_storage_table():
@@ -772,7 +776,7 @@ def test_storage_table():
     found.rows[1].skipped, found.rows[1].results = "needs 9.0 GB", {}
     for row in found.rows[2:]:
         row.results["torch-fused"] = Result()
-    text = _bench_report.storage_table(found)
+    text = bench.storage_table(found)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[:5] == [
         "| storage | bytes per element | ns per element | PyTorch | float32 |",
@@ -785,16 +789,16 @@ def test_storage_table():
     assert "skipped: Adam, bfloat16 states, 64 M: needs 9.0 GB" in text
     assert "over 64 M elements" in text
     assert gs.info()["compiler"] in text
-    assert max(map(len, text.splitlines())) <= _bench_report.WIDTH
+    assert max(map(len, text.splitlines())) <= bench.WIDTH
     several = made_up(bench.storages([10, 20], 2), times)
-    assert "| float32 | 20 | 28 | " in _bench_report.storage_table(several)
+    assert "| float32 | 20 | 28 | " in bench.storage_table(several)
 
 
 @pytest.mark.parametrize("threads", [[2], [1, 2]])
 def test_the_widest_table_fits(threads):
     times = {name: [t[0] * (1 if name in OURS else 90.04)] for name, t in FASTER.items()}
     found = made_up([*bench.standard(threads), *bench.matrix(RULES, [999_999], 1, threads)], times)
-    assert max(map(len, _bench_report.table(found).splitlines())) <= _bench_report.WIDTH
+    assert max(map(len, bench.table(found).splitlines())) <= bench.WIDTH
 
 
 @pytest.mark.parametrize(
@@ -808,8 +812,8 @@ def test_the_widest_table_fits(threads):
     ],
 )
 def test_times_have_three_digits(seconds, text):
-    assert _bench_report.seconds_text(seconds) == text
-    assert _bench_report.seconds_text(float("nan")) == "-"
+    assert bench.seconds_text(seconds) == text
+    assert bench.seconds_text(float("nan")) == "-"
 
 
 @pytest.mark.parametrize(
@@ -825,9 +829,9 @@ def test_times_have_three_digits(seconds, text):
 )
 def test_picture_has_no_text_over_text(tmp_path, works, times, panels):
     found = made_up(works, times)
-    _bench_report.save_picture(found, tmp_path / "bench.png")
+    bench.save_picture(found, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    figure = _bench_report.draw_picture(found)
+    figure = bench.draw_picture(found)
     assert len(figure.axes) == panels
     figure.draw_without_rendering()
     texts = [figure._suptitle]
@@ -847,7 +851,7 @@ def test_picture_has_no_text_over_text(tmp_path, works, times, panels):
 
 def test_labels_are_spread_within_limits():
     values = [0.0, 0.1, 0.1, 5.0, 9.9, 10.0]
-    moved = compare.spread(values, 0.5, 0.0, 10.0)
+    moved = report.spread(values, 0.5, 0.0, 10.0)
     assert min(np.diff(sorted(moved))) >= 0.5 - 1e-12
     assert (min(moved), max(moved), moved[3]) == (0.0, 10.0, 5.0)
     assert np.argsort(moved, kind="stable").tolist() == list(range(6))
@@ -957,7 +961,7 @@ def test_options_of_storages(asked, monkeypatch, capsys):
     assert asked["works"] == bench.storages([10, 20], threads)
     (told,) = json.loads(capsys.readouterr().out)["works"]
     assert (told["storage"], told["bytes_per_element"]) == (PLAIN, 28)
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr(works_of, "find_spec", lambda name: None)
     assert command("--storage") == 2
     message = "gradstep: error: --storage needs ml_dtypes: pip install 'gradstep[bfloat16]'\n"
     assert capsys.readouterr().err == message
@@ -1007,7 +1011,7 @@ def test_options_of_the_table(asked, tmp_path, capsys):
 
 def test_without_matplotlib(asked, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr(choices, "find_spec", lambda name: None)
     assert command() == 0
     assert capsys.readouterr().out.endswith("\npicture: none, for matplotlib is not installed\n")
     assert list(tmp_path.iterdir()) == []

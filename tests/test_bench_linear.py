@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import bench_linear, cli
-from gradstep.bench_linear import (
+from gradstep.tools import cli, cli_bench
+from gradstep.tools.bench import linear as bench_linear
+from gradstep.tools.bench import linear_works, system
+from gradstep.tools.bench.linear import Found
+from gradstep.tools.bench.linear_works import (
     CONTESTANTS,
     NOT_THERE,
     OURS,
@@ -19,7 +22,6 @@ from gradstep.bench_linear import (
     Contestant,
     Epochs,
     Fit,
-    Found,
     Goal,
     Problem,
     Result,
@@ -28,19 +30,19 @@ from gradstep.bench_linear import (
 
 pytestmark = pytest.mark.slow
 
-DENSE = Epochs("dense", partial(bench_linear.logistic, 60, 5), epochs=3)
-SPARSE = Epochs("sparse", partial(bench_linear.sparse_logistic, 60, 20, 0.2), epochs=3)
+DENSE = Epochs("dense", partial(linear_works.logistic, 60, 5), epochs=3)
+SPARSE = Epochs("sparse", partial(linear_works.sparse_logistic, 60, 20, 0.2), epochs=3)
 
 
 def few_digits():
     """Three classes of them: little to fit."""
-    whole = bench_linear.digits(0.01)
+    whole = linear_works.digits(0.01)
     rows = np.flatnonzero(whole.y < 3)[:60]
     return Problem(whole.x[rows], whole.y[rows], 0.01)
 
 
-DIGITS = Goal("digits", few_digits, bench_linear.near_least, bench_linear.to_gradient)
-PHOTO = Goal("photo", partial(bench_linear.photo, 300), bench_linear.near_r2)
+DIGITS = Goal("digits", few_digits, linear_works.near_least, linear_works.to_gradient)
+PHOTO = Goal("photo", partial(linear_works.photo, 300), linear_works.near_r2)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_one_who_minimises_something_else_has_no_time(monkeypatch, capsys):
         return model
 
     monkeypatch.setattr(Problem, "model", other)
-    monkeypatch.setattr(bench_linear, "standard", lambda quick: [DENSE, PHOTO])
+    monkeypatch.setattr(cli_bench, "standard", lambda quick: [DENSE, PHOTO])
     assert cli.main(["bench", "--linear", "--rounds", "1"]) == 1
     out, err = capsys.readouterr()
     assert err.startswith("gradstep: error: dense, 60 x 5: an epoch; dense, 60 x 5: fit of one; ")
@@ -116,7 +118,7 @@ def test_one_who_minimises_something_else_has_no_time(monkeypatch, capsys):
 
 def test_the_goal_of_digits_is_a_gradient():
     problem = few_digits()
-    tol = bench_linear.to_gradient(problem)
+    tol = linear_works.to_gradient(problem)
     model = problem.fit(Contestant(OURS, "saga"), 1000, tol).model
     assert model.gradient_norm_ <= tol
     x = problem.x - problem.x.mean(axis=0)
@@ -131,16 +133,16 @@ def test_the_goal_of_digits_is_a_gradient():
 def test_the_loosest_tolerance_that_reaches_the_goal():
     problem = PHOTO.problem()
     row = Row("", {c: Result() for c in CONTESTANTS})
-    reached = bench_linear.near_r2(problem)
+    reached = linear_works.near_r2(problem)
     for contestant, result in row.results.items():
-        bench_linear._look(problem, contestant, result, bench_linear.LADDER, reached)
-        at = bench_linear.LADDER.index(result.tol)
+        linear_works._look(problem, contestant, result, linear_works.LADDER, reached)
+        at = linear_works.LADDER.index(result.tol)
         best = problem.best.score(problem.x, problem.y)
-        for tol in bench_linear.LADDER[: at + 1]:
+        for tol in linear_works.LADDER[: at + 1]:
             r2 = problem.fit(contestant, 2000, tol).model.score(problem.x, problem.y)
             assert (r2 >= best - 1e-4) == (tol == result.tol), (contestant, tol)
     result = Result()
-    bench_linear._look(problem, CONTESTANTS[0], result, [1e-1, 1e-2], lambda model: False)
+    linear_works._look(problem, CONTESTANTS[0], result, [1e-1, 1e-2], lambda model: False)
     assert result.problem.startswith("does not get there: tol=0.01, ")
 
 
@@ -190,16 +192,16 @@ def test_without_an_epoch_there_is_no_division_by_zero(log, monkeypatch):
 
 def test_the_works():
     shapes = [(100_000, 54), (20_000, 784), (2_000, 20_000)]
-    full, quick = bench_linear.standard(), bench_linear.standard(quick=True)
+    full, quick = linear_works.standard(), linear_works.standard(quick=True)
     assert [work.problem.args for work in full[:3]] == shapes
     assert full[3].problem.args == (50_000, 20_000, 0.001)
     assert [work.problem.args for work in full[4:]] == [(1e-3,), (None,), (1,)]
     assert [type(work) for work in quick] == [type(work) for work in full]
-    problem = bench_linear.sparse_logistic(300, 200, 0.01)
+    problem = linear_works.sparse_logistic(300, 200, 0.01)
     assert problem.x.nnz == 600
     assert (problem.x.format, problem.x.dtype, problem.alpha) == ("csr", np.float32, 1 / 300)
-    assert bench_linear.digits(None).alpha == 1 / 1797
-    assert bench_linear.photo(1).shape == "542,300 x 24"
+    assert linear_works.digits(None).alpha == 1 / 1797
+    assert linear_works.photo(1).shape == "542,300 x 24"
 
 
 # What is printed
@@ -212,7 +214,7 @@ def made_up():
     digits = {c: Result([1.0 / i], 1e-5, 77) for i, c in enumerate(CONTESTANTS, 1)}
     digits[CONTESTANTS[3]] = Result(problem="does not get there: tol=0.01, 2,000 epochs")
     rows = [Row(title, each) for title, each in zip(titles, (sparse, digits), strict=True)]
-    return Found(bench_linear.machine(), {"scikit-learn": "1.0"}, rows, 5)
+    return Found(system.machine(), {"scikit-learn": "1.0"}, rows, 5)
 
 
 def test_table():
@@ -231,7 +233,7 @@ def test_table():
 
 
 def test_command(monkeypatch, capsys):
-    monkeypatch.setattr(bench_linear, "standard", lambda quick: [DENSE] if quick else [PHOTO])
+    monkeypatch.setattr(cli_bench, "standard", lambda quick: [DENSE] if quick else [PHOTO])
     assert cli.main(["bench", "--linear", "--quick", "--rounds", "2", "--threads", "1"]) == 0
     out, err = capsys.readouterr()
     assert (err, gs.get_num_threads()) == ("", 1)
@@ -246,7 +248,7 @@ def test_command(monkeypatch, capsys):
     assert set(work["contestants"]) == {str(contestant) for contestant in CONTESTANTS}
     for name, result in work["contestants"].items():
         assert len(result["seconds"]["rounds"]) == bench_linear.ROUNDS
-        assert result["tol"] in bench_linear.LADDER
+        assert result["tol"] in linear_works.LADDER
         assert ("ratio" in result) == name.startswith(THEIRS)
     json.dumps(bench_linear.as_json(made_up()), allow_nan=False)
 

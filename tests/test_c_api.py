@@ -27,8 +27,9 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _checks as check
-from gradstep import _core, cli, reference
+from gradstep import _core, reference
+from gradstep._engine import checks as check
+from gradstep.tools import cli
 from oracle import (
     DTYPES,
     RULES,

@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _core, cli, compare, datasets, losses, reference
-from gradstep.compare import ALL_RULES, RULES, Batches, Problem, Run, Training
+from gradstep import _core, losses, reference
+from gradstep.tools import cli, compare, datasets, report
+from gradstep.tools.compare import picture
+from gradstep.tools.compare.problem import Batches, Problem
+from gradstep.tools.compare.recipes import ALL_RULES, RULES
+from gradstep.tools.compare.runs import Run, Training
 
 pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -526,7 +530,7 @@ def drawn(request, problems):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     found = compare.compare(problems["diabetes"], request.param, epochs=4)
-    with rc_context(compare.PICTURE_STYLE):
+    with rc_context(report.PICTURE_STYLE):
         figure = compare.draw(found)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -536,12 +540,12 @@ def drawn(request, problems):
 def test_the_panels_show_what_was_found(drawn):
     found, figure, _ = drawn
     by_epoch, by_time, by_size, surface, to_optimum = figure.axes
-    lines = compare._lines(found.runs)
+    lines = picture._lines(found.runs)
     coloured = [run for run in found.runs if lines[run.name]["color"] != compare.OTHERS]
     bold = [line for line in by_epoch.lines if not line.get_alpha()]
     for run, line in zip(found.runs, bold, strict=True):
         above = np.array(run.losses) - found.problem.least
-        np.testing.assert_allclose(line.get_ydata(), compare._smooth(above))
+        np.testing.assert_allclose(line.get_ydata(), picture._smooth(above))
         np.testing.assert_array_equal(line.get_xdata(), range(5))
         assert line.get_color() == lines[run.name]["color"]
         assert (line.get_linewidth() == 2) == (run in coloured)
@@ -570,7 +574,7 @@ def test_the_panels_show_what_was_found(drawn):
 def test_of_many_rules_the_best_have_colours_and_names(drawn):
     found, figure, _ = drawn
     labels = {note.get_text(): note.get_color() for note in figure.axes[0].texts}
-    colours = {name: line["color"] for name, line in compare._lines(found.runs).items()}
+    colours = {name: line["color"] for name, line in picture._lines(found.runs).items()}
     names = [run.name for run in found.runs]
     if set(names) <= set(RULES):
         assert labels == {}
@@ -591,7 +595,7 @@ def test_the_words_of_the_picture(drawn):
         assert panel.get_title(loc="left")
         assert panel.get_xlabel()
         assert panel.get_ylabel()
-    names, lines = [run.name for run in found.runs], compare._lines(found.runs)
+    names, lines = [run.name for run in found.runs], picture._lines(found.runs)
     ranked = [
         f"{i}. {name}" if len(names) > 1 else name
         for i, name in enumerate(names, 1)
@@ -642,18 +646,18 @@ def test_all_rules_in_a_table_of_100_columns_and_a_picture(problems, name):
 
     found = compare.compare(problems[name], list(ALL_RULES), epochs=10)
     table = compare.table(found)
-    assert max(map(len, table.splitlines())) <= compare.WIDTH
+    assert max(map(len, table.splitlines())) <= report.WIDTH
     assert set(rows_of(table)) == ALL_RULES.keys() - found.left_out.keys()
     assert {len(cells) for cells in rows_of(table).values()} == {11}
     assert "\nfull batch: Rprop takes one step per epoch, with all rows.\n" in table
-    with rc_context(compare.PICTURE_STYLE):
+    with rc_context(report.PICTURE_STYLE):
         figure = compare.draw(found)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     assert_no_overlaps(figure, canvas.get_renderer())
 
 
-@pytest.mark.parametrize("suffix", compare.PICTURE_SUFFIXES)
+@pytest.mark.parametrize("suffix", report.PICTURE_SUFFIXES)
 def test_kinds_of_picture(tmp_path, capsys, suffix, problems):
     path = tmp_path / f"picture{suffix}"
     path.write_bytes(b"")
@@ -666,10 +670,10 @@ def test_kinds_of_picture(tmp_path, capsys, suffix, problems):
 def test_running_median():
     values = np.arange(41.0)
     values[20] = 1000
-    smooth = compare._smooth(values)
+    smooth = picture._smooth(values)
     assert smooth[0] == 0
     assert smooth.max() == 39.0
-    np.testing.assert_array_equal(compare._smooth(np.array([3.0, 1.0])), [3, 1])
+    np.testing.assert_array_equal(picture._smooth(np.array([3.0, 1.0])), [3, 1])
 
 
 def test_info(capsys):
@@ -941,7 +945,7 @@ def test_progress_on_a_terminal(tmp_path):
 
 def test_the_package_imports_nothing_optional():
     code = (
-        "import sys, gradstep, gradstep.cli, gradstep.compare\n"
+        "import sys, gradstep, gradstep.tools.cli, gradstep.tools.compare\n"
         "print({'matplotlib', 'sklearn', 'PIL', 'tqdm', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from gradstep import datasets
-from gradstep.datasets import BUILT_IN, UsageError, _held_out, load
+from gradstep.tools import datasets
+from gradstep.tools.datasets import BUILT_IN, UsageError, _held_out, load
 
 ROWS = 40
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _core, _disk, reference
-from gradstep.optimizers import CLASSES, check_elementwise
+from gradstep import _core, reference
+from gradstep._engine import windows
+from gradstep.optimizers.base import CLASSES, check_elementwise
 from oracle import DTYPES, assert_same_bits, hostile, mild, needed, python
 
 #: Larger than a window, smaller, a matrix, and nothing.
@@ -34,7 +35,7 @@ ELEMENTWISE = [cls for cls in CLASSES if is_elementwise(cls)]
 
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch):
-    monkeypatch.setattr(_disk, "WINDOW", 2 * 4096)
+    monkeypatch.setattr(windows, "WINDOW", 2 * 4096)
 
 
 def arrays(dtype: type, seed: int, numbers=mild) -> dict[str, np.ndarray]:
@@ -161,7 +162,7 @@ def test_a_private_map_keeps_what_is_written(tmp_path):
 def test_ctrl_c_waits_for_the_last_window(ctrl_c_interrupts, tmp_path, monkeypatch):
     w, expected = np.ones(50_000), np.ones(50_000)
     opt, plain = gs.Adam(w, state_dir=tmp_path), gs.Adam(expected)
-    sweep = _disk.WindowedPlan._sweep
+    sweep = windows.WindowedPlan._sweep
 
     def interrupted(self, grads, with_states):
         for number, window in enumerate(sweep(self, grads, with_states)):
@@ -169,7 +170,7 @@ def test_ctrl_c_waits_for_the_last_window(ctrl_c_interrupts, tmp_path, monkeypat
                 signal.raise_signal(signal.SIGINT)
             yield window
 
-    monkeypatch.setattr(_disk.WindowedPlan, "_sweep", interrupted)
+    monkeypatch.setattr(windows.WindowedPlan, "_sweep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.step(np.ones(50_000))
     plain.step(np.ones(50_000))
@@ -182,10 +183,10 @@ def test_ctrl_c_waits_for_the_last_window(ctrl_c_interrupts, tmp_path, monkeypat
 
 
 def test_each_window_is_read_once_and_before_its_step(tmp_path, monkeypatch):
-    w = mapped(tmp_path, "w", np.ones(5 * _disk.WINDOW - 7))
+    w = mapped(tmp_path, "w", np.ones(5 * windows.WINDOW - 7))
     opt = gs.Adam(w, state_dir=tmp_path)
     reads, threads = [], threading.enumerate()
-    read, sweep = _disk._read, _disk.WindowedPlan._sweep
+    read, sweep = windows._read, windows.WindowedPlan._sweep
 
     def noted(part):
         assert (threading.current_thread() in threads) == (len(reads) < 3)  # the first window
@@ -197,8 +198,8 @@ def test_each_window_is_read_once_and_before_its_step(tmp_path, monkeypatch):
             assert 3 * (number + 1) <= len(reads) <= 3 * (number + 2)
             yield window
 
-    monkeypatch.setattr(_disk, "_read", noted)
-    monkeypatch.setattr(_disk.WindowedPlan, "_sweep", watched)
+    monkeypatch.setattr(windows, "_read", noted)
+    monkeypatch.setattr(windows.WindowedPlan, "_sweep", watched)
     opt.step(np.ones(w.size))
     for i, array in enumerate((w, *opt.state.values())):
         np.testing.assert_array_equal(np.concatenate(reads[i::3]), array)
@@ -208,16 +209,16 @@ def test_each_window_is_read_once_and_before_its_step(tmp_path, monkeypatch):
 
 def test_a_step_does_not_need_the_thread_that_reads(tmp_path, monkeypatch):
     """Which only helps: a step that has begun is finished."""
-    w = mapped(tmp_path, "w", np.ones(3 * _disk.WINDOW))
+    w = mapped(tmp_path, "w", np.ones(3 * windows.WINDOW))
     opt, expected = gs.Adam(w, state_dir=tmp_path), np.ones(w.size)
-    read = _disk._read
+    read = windows._read
 
     def fails(part):
         if threading.current_thread() is not threading.main_thread():
             raise OSError("the disk is gone")
         read(part)
 
-    monkeypatch.setattr(_disk, "_read", fails)
+    monkeypatch.setattr(windows, "_read", fails)
     opt.step(np.ones(w.size))
     gs.Adam(expected).step(np.ones(w.size))
     assert_same_bits(np.asarray(w), expected)
@@ -232,7 +233,7 @@ def test_errors_before_the_first_window_are_raised(tmp_path, monkeypatch):
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_disk, "_read", fails)
+        patch.setattr(windows, "_read", fails)
         with pytest.raises(OSError, match="the disk is gone"):
             opt.step(np.ones(30_000))
     assert threading.enumerate() == threads
@@ -303,20 +304,20 @@ def test_a_step_is_whole_where_the_main_thread_ends(tmp_path):
     code = """
 import threading, time
 import numpy as np, gradstep as gs
-from gradstep import _disk
+from gradstep._engine import windows
 
-_disk.WINDOW = 4096
+windows.WINDOW = 4096
 w = np.lib.format.open_memmap(f"{HERE}/w.npy", "w+", np.float32, (200_000,))
 opt = gs.Adam(w, lr=1.0, state_dir=HERE)
 inside = threading.Event()
-read = _disk._read
+read = windows._read
 
 def slowly(part):
     inside.set()
     time.sleep(0.01)
     read(part)
 
-_disk._read = slowly
+windows._read = slowly
 
 def step():
     opt.step(np.ones(200_000, np.float32))
@@ -330,7 +331,7 @@ inside.wait()
 
 def test_directories_that_will_not_do(tmp_path):
     opt = gs.Adam(np.ones(3), state_dir=tmp_path)
-    assert f"state_dir={str(tmp_path)!r}>" in repr(opt)
+    assert f"state_dir={str(tmp_path)!r})" in repr(opt)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m_0.npy", "v_0.npy"]
     (tmp_path / "m_0.npy").unlink()
     with pytest.raises(FileExistsError, match=r"state_dir holds v_0\.npy already"):

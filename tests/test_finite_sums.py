@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _core, _memory, reference
+from gradstep import _core, reference
+from gradstep._engine import memory
 from oracle import (
     DTYPES,
     NO_ARRAY,
@@ -540,7 +541,7 @@ def test_a_table_that_does_not_fit_into_memory(monkeypatch, tmp_path):
         assert "give table= arrays of np.memmap" in str(caught.value)
     with pytest.raises(ValueError, match="table must have the shape"):
         gs.SAG(np.ones(3), 0.1, 2**50, table=np.zeros((4, 3)))
-    monkeypatch.setattr(_memory, "available_bytes", lambda: 119_999)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 119_999)
     with pytest.raises(MemoryError, match=re.escape("take 0.0 GB of memory, 0.0 are free")):
         gs.SAG(params, 0.1, 10)
     gs.SAG(params, 0.1, 9)

@@ -17,7 +17,8 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, reference
-from gradstep.optimizers import CLASSES, Options
+from gradstep.optimizers.base import CLASSES
+from gradstep.optimizers.options import Options
 from oracle import (
     DTYPES,
     NO_ARRAY,

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _checks as check
-from gradstep import _files
+from gradstep import checkpoint
+from gradstep._engine import checks as check
+from gradstep._engine import files as state_files
 from oracle import as_taken, beside
 
 try:
@@ -232,11 +233,13 @@ def written_by_ranks(opt: gs.Optimizer, path: Path) -> None:
     token = "0123456789abcdef"
     for number, own in enumerate(spans):
         parts = {k: {a: v[a:b] for a, b in own} for k, v in vectors.items()}
-        _files.write_shard(path, token, number, parts)
+        state_files.write_shard(path, token, number, parts)
     shapes = {s: named["params" + s].shape for s in suffixes}
-    shards = _files.Shards(token, spans, shapes, {k: str(v.dtype) for k, v in vectors.items()})
+    shards = state_files.Shards(token, spans, shapes, {k: str(v.dtype) for k, v in vectors.items()})
     counters = {name: array for name, array in named.items() if name.startswith("counter ")}
-    _files.write(path, {**opt._meta(), "params": "a dict", **shards.meta()}, counters)
+    state_files.write(
+        path, {**checkpoint.meta_of(opt), "params": "a dict", **shards.meta()}, counters
+    )
 
 
 def fuzz_files(folder: Path, seed: int, make: Callable[[], Any], save: Callable[[Any, Path], None]):
@@ -262,7 +265,7 @@ def fuzz_files(folder: Path, seed: int, make: Callable[[], Any], save: Callable[
             if how == "bytes":  # which hit nothing that counts
                 assert_holds(opt, opt.t, saved)
             elif not convert:
-                meta, arrays = _files.read(path)
+                meta, arrays = state_files.read(path)
                 assert_holds(opt, meta["t"], arrays)
         yield loads
 

@@ -22,8 +22,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import gradstep as gs
 from gradstep import losses
 from gradstep.linear import GDClassifier, GDRegressor
-from gradstep.linear._base import relative_weights
-from gradstep.linear._descent import _largest_eigenvalue
+from gradstep.linear._gradient import _largest_eigenvalue
+from gradstep.linear._weights import relative_weights
 from gradstep.stability import max_stable_lr
 from oracle import python, ridge
 

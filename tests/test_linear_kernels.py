@@ -14,7 +14,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, losses
-from gradstep.linear import _reference as reference
+from gradstep.reference import linear as reference
 from oracle import (
     DTYPES,
     OLDER_PROCESSOR,

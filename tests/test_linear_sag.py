@@ -20,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import gradstep as gs
 from gradstep import _core, losses
-from gradstep.linear import SAGClassifier, SAGRegressor, _sag
+from gradstep.linear import SAGClassifier, SAGRegressor, _finite_sum
 from oracle import OLDER_PROCESSOR, needs_glibc, python, ridge
 
 RNG = np.random.default_rng(0)
@@ -210,8 +210,8 @@ def test_rows_are_taken_where_they_lie():
     expected = SAGRegressor(**options).fit(X.astype(np.float32), Y)
     model = SAGRegressor(**options).fit(view, Y)
     np.testing.assert_array_equal(model.coef_, expected.coef_)
-    assert _sag.contiguous(view) is view
-    assert _sag.contiguous(np.asfortranarray(X)).flags.c_contiguous
+    assert _finite_sum.contiguous(view) is view
+    assert _finite_sum.contiguous(np.asfortranarray(X)).flags.c_contiguous
 
 
 def test_float32_is_kept():
@@ -235,7 +235,7 @@ def gradient_norm(model, x, y):
 
 @variants
 def test_it_stops_at_the_gradient_that_was_asked_for(variant, monkeypatch):
-    monkeypatch.setattr(_sag.Descent, "last_step", lambda self: None)
+    monkeypatch.setattr(_finite_sum.Descent, "last_step", lambda self: None)
     model = SAGRegressor(alpha=0.1, variant=variant, tol=1e-5, random_state=0).fit(X, Y)
     null = SAGRegressor(alpha=0.1)
     null.coef_, null.intercept_ = np.zeros(5), Y.mean()
@@ -253,7 +253,7 @@ def descent(x, targets, loss, outputs, **options):
         "l1": 0.0,
         "fit_intercept": True,
     } | options
-    one = _sag.Descent(x, targets, None, loss=loss, outputs=outputs, **options)
+    one = _finite_sum.Descent(x, targets, None, loss=loss, outputs=outputs, **options)
     one.sum.coef[...] = 0.3
     one.sum.intercept[...] += one.fit_intercept
     one.true_norm()
@@ -308,7 +308,7 @@ def test_a_fit_ends_with_a_step_along_its_gradient(rows, variant, monkeypatch):
         pytest.skip("not for sparse rows")
     options = {"alpha": 0.1, "variant": variant, "tol": 1e-2, "random_state": 0}
     model = SAGRegressor(**options).fit(rows, Y)
-    monkeypatch.setattr(_sag.Descent, "last_step", lambda self: None)
+    monkeypatch.setattr(_finite_sum.Descent, "last_step", lambda self: None)
     rough = SAGRegressor(**options).fit(rows, Y)
     exact = SAGRegressor(**options | {"tol": 1e-12}).fit(rows, Y)
     assert model.gradient_norm_ == rough.gradient_norm_
@@ -469,7 +469,7 @@ def test_data_that_does_not_fit():
 
 
 def test_a_table_that_does_not_fit_says_how_large_it_is(monkeypatch):
-    monkeypatch.setattr(_sag, "available_bytes", lambda: 100.0)
+    monkeypatch.setattr(_finite_sum, "available_bytes", lambda: 100.0)
     with pytest.raises(MemoryError, match=r"a table of 80 rows x 1 outputs takes 0\.0 GB of mem"):
         SAGRegressor().fit(X, Y)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradstep import schedules
-from gradstep._checks import MAX_INTEGER
+from gradstep._engine.checks import MAX_INTEGER
 from gradstep.schedules import (
     Schedule,
     constant,
@@ -158,6 +158,17 @@ def test_pickles(schedule, protocol):
     twin = pickle.loads(pickle.dumps(schedule, protocol))
     assert twin == schedule
     assert twin(STEPS).tobytes() == schedule(STEPS).tobytes()
+
+
+def test_pickles_have_public_names_only():
+    """So that those of 0.5.0, such as this one, load, and those of today later."""
+    of_0_5_0 = (
+        b"cfunctools\npartial\np0\n(cgradstep.schedules\nconstant\np1\ntp2\nRp3\n(g1\n(t(dp4\nVlr\n"
+        b"p5\nF0.1\nsNtp6\nb(tRp7\n."
+    )
+    assert pickle.loads(of_0_5_0) == schedules.constant(0.1)
+    for name in schedules.__all__:
+        assert getattr(schedules, name).__module__ == "gradstep.schedules"
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])

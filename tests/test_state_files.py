@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import _files
+from gradstep import checkpoint
+from gradstep._engine import files as state_files
 from oracle import NO_ARRAY
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs signals and modes of POSIX")
@@ -153,10 +154,10 @@ def shared(path, opt, spans, shapes=None, dtypes=None):
     vectors = {"params": opt.params, **{f"state {n}": a for n, a in opt.state.items()}}
     for number, own in enumerate([[(0, 3)], [(3, opt.params.size)]]):
         parts = {k: {a: v[a:b] for a, b in own} for k, v in vectors.items()}
-        _files.write_shard(path, token, number, parts)
+        state_files.write_shard(path, token, number, parts)
     known = {k: str(v.dtype) for k, v in vectors.items()}
-    shards = _files.Shards(token, spans, shapes or {"": opt.params.shape}, dtypes or known)
-    _files.write(path, {**opt._meta(), "params": "an array", **shards.meta()}, {})
+    shards = state_files.Shards(token, spans, shapes or {"": opt.params.shape}, dtypes or known)
+    state_files.write(path, {**checkpoint.meta_of(opt), "params": "an array", **shards.meta()}, {})
 
 
 def test_headers_of_several_processes_that_do_not_fit(tmp_path):

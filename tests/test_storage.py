@@ -10,7 +10,7 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core, functional, reference
-from gradstep._checks import ROUNDINGS
+from gradstep._engine.checks import ROUNDINGS
 from oracle import LARGE_SIZES, RULES, THREADS, assert_same_bits, hostile, hyper_of, mild
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -211,7 +211,7 @@ def test_blocks_have_the_right_mean(dtype, largest):
     draws = 2000
     seen = np.zeros(x.size)
     for t in range(draws):
-        chance = reference.block_chance(1, t, 0, 1, x.size)
+        chance = reference.block_random_bits(1, t, 0, 1, x.size)
         back = reference.from_blocks(reference.to_blocks(x, dtype, chance), x.size)
         step = np.maximum(np.abs(x) / 4, largest * 2.0**-15)
         assert (np.abs(back - x) <= step).all()
@@ -230,7 +230,7 @@ def test_no_square_becomes_0():
 
 def test_block_chances_differ():
     """Between the elements of a block, which share them two by two."""
-    drawn = np.array([reference.block_chance(0, t, 0, 1, 256)[0] for t in range(4000)])
+    drawn = np.array([reference.block_random_bits(0, t, 0, 1, 256)[0] for t in range(4000)])
     correlations = np.corrcoef((drawn >> 12).T) - np.eye(256)
     assert np.abs(correlations).max() < 6 / np.sqrt(4000)
     assert drawn.min() >= 0
@@ -306,7 +306,7 @@ def test_chances_differ():
     """Between steps, seeds, arrays and buffers."""
     n = 2**14
     drawn = [
-        reference.chance(seed, t, array, buffer, n).astype(float)
+        reference.random_bits(seed, t, array, buffer, n).astype(float)
         for seed in (0, 1)
         for t in (1, 2)
         for array in (0, 1)

@@ -1,11 +1,17 @@
-"""The stub of the native module says what the module has."""
+"""The stubs say what the modules have."""
 
 from __future__ import annotations
 
 import ast
 import importlib.resources
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "make_stubs.py"
 
 
 def declarations(source: str) -> list[str]:
@@ -28,3 +34,21 @@ def test_stub_is_what_stubgen_makes_of_the_module(tmp_path):
     made = (tmp_path / "gradstep" / "_core.pyi").read_text()
     kept = importlib.resources.files("gradstep").joinpath("_core.pyi").read_text()
     assert declarations(kept) == declarations(made)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "__init__.pyi",
+        "optimizers/__init__.pyi",
+        "functional.pyi",
+        pytest.param("torch/__init__.pyi", marks=pytest.mark.torch),
+    ],
+)
+def test_stubs_of_what_is_made_at_run_time(path):
+    if path.startswith("torch"):
+        pytest.importorskip("torch", reason="needs PyTorch")
+    made = runpy.run_path(str(SCRIPT))["STUBS"][path]()
+    kept = importlib.resources.files("gradstep").joinpath(path).read_text()
+    in_order = [sorted(map(ast.unparse, ast.parse(text).body)) for text in (kept, made)]
+    assert in_order[0] == in_order[1], "scripts/make_stubs.py"

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.torch
 #: PyTorch's own steps along rows warn once of what they do not check.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 import gradstep.torch as gt  # noqa: E402
+from gradstep.torch import settings  # noqa: E402
 from test_against_torch import CASES as ALL_CASES  # noqa: E402
 from test_against_torch import COMMON, gradient  # noqa: E402
 
@@ -145,7 +146,7 @@ def test_the_bits_of_the_class_of_gradstep(name, options, common, threads):
             twin.step(given(opt, params))
         for p, w in zip(params, arrays, strict=True):
             assert_same_bits(p.detach().numpy(), w)
-        names = gt.STATE_NAMES.get(name, {})
+        names = settings.STATE_NAMES.get(name, {})
         for state, kept in twin.state.items():
             for p, array in zip(params, kept, strict=True):
                 if RULES[twin.rule].has_state(state, p.ndim):
@@ -207,7 +208,7 @@ def test_accumulated_gradients_and_a_real_network(name):
         return list(model.parameters())
 
     ours = train(getattr(gt, name))
-    theirs = getattr(torch.optim, gt.CLASS_NAMES.get(name, name), None)
+    theirs = getattr(torch.optim, settings.CLASS_NAMES.get(name, name), None)
     if theirs and name != "Muon":
         assert_equal(ours, train(theirs), rtol=1e-10)
     assert all(p.isfinite().all() for p in ours)
@@ -1068,7 +1069,7 @@ def test_rows_have_the_bits_of_gradstep(name, options, twin, coalesced, dtype, t
         one.step(pairs)
         for p, w in zip(params, arrays, strict=True):
             assert_same_bits(p.detach().numpy(), w)
-    names = gt.STATE_NAMES.get(name, {})
+    names = settings.STATE_NAMES.get(name, {})
     for state, kept in one.state.items():
         for p, array in zip(params, kept, strict=True):
             assert_same_bits(opt.state[p][names.get(state, state)].numpy(), array)
@@ -1087,7 +1088,7 @@ def test_checkpoints_of_rows_are_exchanged(name, options, _, begun, into):
             opt.step()
 
     def make(module):
-        return getattr(module, name if module is gt else gt.CLASS_NAMES.get(name, name))
+        return getattr(module, name if module is gt else settings.CLASS_NAMES.get(name, name))
 
     params, unbroken = parameters((6, 3), (6,)), parameters((6, 3), (6,))
     whole = make(torch.optim)(unbroken, **options)
@@ -1220,7 +1221,7 @@ def test_sparse_adagrad_is_an_adagrad_of_pytorch():
     ours, theirs = (
         inspect.signature(cls).parameters for cls in (gt.SparseAdagrad, torch.optim.Adagrad)
     )
-    assert list(ours) == [*theirs, *gt.HELD]
+    assert list(ours) == [*theirs, *settings.HELD]
     assert "`torch.optim.Adagrad`" in gt.SparseAdagrad.__doc__
     message = "weight_decay must be 0, got 0.1: gradstep.SparseAdagrad has no such option"
     with pytest.raises(ValueError, match=re.escape(message)):

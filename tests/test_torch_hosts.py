@@ -14,6 +14,7 @@ from oracle import RULES
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 import gradstep.torch as gt  # noqa: E402
+from gradstep.torch import tensors  # noqa: E402
 from test_torch import (  # noqa: E402
     BY_ROWS,
     OPTIONS,
@@ -114,7 +115,7 @@ def test_counts_of_every_type_are_taken():
         3,
         3.0,
         *(torch.tensor(3, dtype=getattr(torch, name)) for name in ("int64", "int32", "uint8")),
-        *(torch.tensor(3.0, dtype=dtype) for dtype in gt.DTYPES.values()),
+        *(torch.tensor(3.0, dtype=dtype) for dtype in tensors.DTYPES.values()),
         torch.tensor([3]),
     ):
         params, twin = parameters((3,)), parameters((3,))

@@ -13,6 +13,7 @@ from oracle import python
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 import gradstep.torch as gt  # noqa: E402
+from gradstep.torch import optimizer  # noqa: E402
 from test_torch import (  # noqa: E402
     BY_ROWS,
     OPTIONS,
@@ -328,7 +329,7 @@ def test_a_number_that_changes_at_each_step_makes_no_optimizer_anew(monkeypatch)
         opt, twin = (getattr(gt, name)(p, **OPTIONS[name] | first) for p in (ours, theirs))
         for t in range(3):
             if t == 1:
-                monkeypatch.setattr(gt, "_Settings", None)
+                monkeypatch.setattr(optimizer, "_Settings", None)
             for option in known:
                 opt.param_groups[0][option] = twin.param_groups[0][option] = moved[option][t]
             give_gradients(ours, t)

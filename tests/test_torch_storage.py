@@ -18,6 +18,7 @@ from oracle import RULES, assert_same_bits
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 pytestmark = pytest.mark.torch
 import gradstep.torch as gt  # noqa: E402
+from gradstep.torch import settings, tensors  # noqa: E402
 from test_torch import DENSE, VARIANTS, assert_same_everything, everything  # noqa: E402
 
 IN_NUMPY = {
@@ -133,7 +134,7 @@ def test_the_bits_of_the_class_of_gradstep(name, options, held, threads):
         twin.step([in_numpy(p.grad) for p in params])
     for p, w in zip(params, arrays, strict=True):
         assert_same_bits(in_numpy(p), w)
-    names = gt.STATE_NAMES.get(name, {})
+    names = settings.STATE_NAMES.get(name, {})
     for state, kept in twin.state.items():
         for p, array in zip(params, kept, strict=True):
             assert_same_bits(in_numpy(opt.state[p][names.get(state, state)]), array)
@@ -209,7 +210,7 @@ def steps_of_the_oracle(name, options, held):
         for t in range(3):
             give_gradients(params, t)
             twin.step([in_numpy(p.grad) for p in params])
-        KNOWN[key] = arrays, twin._states
+        KNOWN[key] = arrays, twin._states.arrays
     return KNOWN[key]
 
 
@@ -226,7 +227,7 @@ def test_states_in_8_bits_have_the_bits_of_the_oracle(name, options, held, level
     steps(opt, params, range(3))
     for p, w in zip(params, arrays, strict=True):
         assert_same_bits(in_numpy(p), w)
-    names = gt.STATE_NAMES.get(name, {})
+    names = settings.STATE_NAMES.get(name, {})
     for state, kept in kinds.items():
         for p, array in zip(params, kept, strict=True):
             assert_same_bits(in_numpy(opt.state[p][names.get(state, state)]), array)
@@ -614,7 +615,7 @@ def test_states_come_to_8_bits_and_go(module, dtype):
         held["param_groups"][0]["state_dtype"] = state_dtype
         opt = gt.Adam(params)
         opt.load_state_dict(held)
-        wanted = dtype if state_dtype is None else gt.DTYPES[state_dtype]
+        wanted = dtype if state_dtype is None else tensors.DTYPES[state_dtype]
         for name in ("exp_avg", "exp_avg_sq"):
             numbers = reference.from_blocks(in_numpy(held["state"][0][name]), 4270)
             numbers = torch.from_numpy(numbers).view(61, 70).t().to(wanted)

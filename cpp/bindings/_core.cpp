@@ -23,6 +23,7 @@
 
 #include "checks.hpp"
 #include "claims.hpp"
+#include "conversions.hpp"
 #include "finite_sum.hpp"
 #include "levels.hpp"
 #include "math.hpp"
@@ -1112,6 +1113,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property("t", &Plan::t, &Plan::set_t, "Steps taken so far.");
 
   define_finite_sum(m);
+  define_conversions(m);
   define_tensor_steps(m);
 
   m.def("norm", norm, py::arg("array"), "The L2 norm over an array, summed in the order in which clipping does it.");

@@ -1,31 +1,11 @@
 """The gradient step on CPUs: update rules as fused native kernels, in place on NumPy arrays."""
 
-from . import (
-    adaptive,
-    averaging,
-    finite_sums,
-    functional,
-    layerwise,
-    losses,
-    optimizers,
-    orthogonal,
-    reference,
-    schedules,
-    signs,
-    sparse,
-)
+from . import functional, losses, optimizers, reference, schedules
 from ._core import __version__
-from ._memory import Arena, flatten
-from .adaptive import *  # noqa: F403 - the classes, as below
-from .averaging import *  # noqa: F403
+from .arena import Arena, flatten
 from .embedding import get_cmake_dir, get_include, get_library
-from .finite_sums import *  # noqa: F403
-from .layerwise import *  # noqa: F403
-from .optimizers import *  # noqa: F403 - the classes, which one list names
-from .orthogonal import *  # noqa: F403
+from .optimizers import *  # noqa: F403 - the classes, which each family lists
 from .runtime import get_num_threads, info, set_num_threads
-from .signs import *  # noqa: F403
-from .sparse import *  # noqa: F403
 from .stability import max_stable_lr
 from .training import History, batches, train
 
@@ -48,5 +28,4 @@ __all__ = [
     "set_num_threads",
     "train",
 ]
-for family in (optimizers, adaptive, layerwise, orthogonal, signs, averaging, sparse, finite_sums):
-    __all__ += family.__all__
+__all__ += optimizers.__all__

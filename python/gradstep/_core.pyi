@@ -11,6 +11,8 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "NORM_BLOCK",
+    "STATE_BLOCK",
     "FiniteSum",
     "Plan",
     "Rule",
@@ -22,9 +24,11 @@ __all__: list[str] = [
     "cos_pi",
     "elements_per_thread",
     "exp",
+    "from_blocks",
     "get_isa",
     "get_num_threads",
     "isa_levels",
+    "join",
     "lacks_memory",
     "log",
     "norm",
@@ -35,9 +39,11 @@ __all__: list[str] = [
     "set_isa",
     "set_num_threads",
     "shows_memory",
+    "split",
     "streams",
     "sum_of_blocks",
     "thread_limit",
+    "to_blocks",
     "view",
 ]
 
@@ -367,6 +373,22 @@ def check_params(
 
 def cos_pi(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> typing.Any: ...
 def exp(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> typing.Any: ...
+@typing.overload
+def from_blocks(
+    blocks: numpy.typing.NDArray[numpy.int8], numbers: numpy.typing.NDArray[numpy.float32]
+) -> None:
+    """
+    Load float32 numbers from 8-bit blocks.
+    """
+
+@typing.overload
+def from_blocks(
+    blocks: numpy.typing.NDArray[numpy.uint8], numbers: numpy.typing.NDArray[numpy.float32]
+) -> None:
+    """
+    Load float32 numbers from 8-bit blocks.
+    """
+
 def get_isa() -> str:
     """
     The level in use.
@@ -376,6 +398,15 @@ def get_num_threads() -> int: ...
 def isa_levels() -> dict[str, bool]:
     """
     Each compiled level, and whether this processor supports it.
+    """
+
+def join(
+    high: numpy.typing.NDArray[numpy.uint16],
+    low: numpy.typing.NDArray[numpy.uint16],
+    numbers: numpy.typing.NDArray[numpy.float32],
+) -> None:
+    """
+    Join what split() has split.
     """
 
 def lacks_memory(tensor: typing.Any) -> bool:
@@ -418,6 +449,15 @@ def shows_memory(thing: typing.Any) -> bool:
     Whether an object is an array, of NumPy or any other library, or has a buffer.
     """
 
+def split(
+    numbers: numpy.typing.NDArray[numpy.float32],
+    high: numpy.typing.NDArray[numpy.uint16],
+    low: numpy.typing.NDArray[numpy.uint16],
+) -> None:
+    """
+    Split float32 numbers into the bits of the nearest bfloat16 and the remainder.
+    """
+
 def streams(written: collections.abc.Sequence[typing.Any], read: typing.Any) -> None:
     """
     Read and write what a rule's step would, with next to no arithmetic: a limit to measure.
@@ -428,14 +468,32 @@ def sum_of_blocks(sums: typing.Annotated[numpy.typing.ArrayLike, numpy.float64])
     The sum of blocks' sums, in the order of the norm.
     """
 
+@typing.overload
+def to_blocks(
+    numbers: numpy.typing.NDArray[numpy.float32], blocks: numpy.typing.NDArray[numpy.int8]
+) -> None:
+    """
+    Store float32 numbers in 8-bit blocks, rounded to nearest.
+    """
+
+@typing.overload
+def to_blocks(
+    numbers: numpy.typing.NDArray[numpy.float32], blocks: numpy.typing.NDArray[numpy.uint8]
+) -> None:
+    """
+    Store float32 numbers in 8-bit blocks, rounded to nearest.
+    """
+
 def view(array: typing.Any, name: str) -> typing.Any:
     """
     The memory of an array of any library, as a NumPy array: no copy is made.
     """
 
-__version__: str
+NORM_BLOCK: int = 4096
+STATE_BLOCK: int = 256
+__version__: str = "0.5.0"
 c_api: typing.Any
-compiler: str
-elements_per_thread: int
-openmp: int
-thread_limit: int
+compiler: str = "GCC 12.2.0"
+elements_per_thread: int = 16384
+openmp: int = 201511
+thread_limit: int = 1024

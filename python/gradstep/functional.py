@@ -20,9 +20,10 @@ from __future__ import annotations
 import inspect
 from typing import Any, Protocol
 
-from . import _checks as check
 from . import _core
-from .optimizers import CLASSES, CORE_RULES, Array, Optimizer, check_rounding
+from ._engine import checks as check
+from .optimizers.base import CLASSES, CORE_RULES, Optimizer, check_rounding
+from .optimizers.options import Array
 
 __all__ = list(CORE_RULES)
 

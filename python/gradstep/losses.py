@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks as check
+from ._engine import checks as check
 
 Array = NDArray[Any]
 #: `loss(z, y)` gives the mean over the rows and its derivative by z; those here take weights too.

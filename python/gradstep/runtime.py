@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks as check
 from . import _core
+from ._engine import checks as check
 
 
 def set_num_threads(threads: int) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _checks as check
-from .optimizers import CLASSES, Optimizer
+from ._engine import checks as check
+from .optimizers.base import CLASSES, Optimizer
 
 __all__ = ["max_stable_lr"]
-
 # On f(w) = L w^2 / 2 the gradient is L w, and a rule is a linear recurrence in w. It is stable if
 # all roots z of its characteristic polynomial lie inside the unit circle. That is, with q = lr L:
 #
@@ -124,7 +123,7 @@ def find_class(rule: type[Optimizer] | str) -> type[Optimizer]:
     Example:
         >>> from gradstep.stability import find_class
         >>> find_class("adamw")
-        <class 'gradstep.optimizers.AdamW'>
+        <class 'gradstep.optimizers.textbook.AdamW'>
     """
     if isinstance(rule, type) and issubclass(rule, Optimizer):
         return rule

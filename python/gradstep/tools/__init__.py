@@ -1,0 +1,1 @@
+"""The command `gradstep` and all that it shows."""
