@@ -586,7 +586,7 @@ def test_nan_stays_nan_whatever_its_payload(dtype, state_dtype, rounding, level)
     w = np.ones(5001, dtype)
     opt = gs.SGD(w, lr=0.1, momentum=0.9, state_dtype=state_dtype, rounding=rounding)
     opt.step(g)
-    (buffer,) = opt._numbers("b")
+    (buffer,) = opt._states.numbers("b")
     assert np.isnan(buffer.astype("f4")).all()
     assert np.isnan(w.astype("f4")).all()
 
