@@ -153,15 +153,15 @@ GRADSTEP_INLINE void store_one(const float* numbers, unsigned char* held, std::u
 
 template <bool has_sign>
 void store_numbers(const float* numbers, unsigned char* held, std::uint32_t largest, const std::uint16_t* chances,
-                   int buffer) {
+                   int buffer) noexcept {
   if (is_finite(largest))
     store_one<has_sign, true>(numbers, held, largest, chances, own_chance[buffer]);
   else
     store_one<has_sign, false>(numbers, held, largest_of<false>(numbers), chances, own_chance[buffer]);
 }
 
-template void store_numbers<true>(const float*, unsigned char*, std::uint32_t, const std::uint16_t*, int);
-template void store_numbers<false>(const float*, unsigned char*, std::uint32_t, const std::uint16_t*, int);
+template void store_numbers<true>(const float*, unsigned char*, std::uint32_t, const std::uint16_t*, int) noexcept;
+template void store_numbers<false>(const float*, unsigned char*, std::uint32_t, const std::uint16_t*, int) noexcept;
 
 namespace {
 

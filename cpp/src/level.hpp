@@ -17,6 +17,6 @@ extern const LinearKernels float32_rows[layout_count], float64_rows[layout_count
 /// Puts a block back, of whose sizes `largest` is the largest.
 template <bool has_sign>
 void store_numbers(const float* numbers, unsigned char* held, std::uint32_t largest, const std::uint16_t* chances,
-                   int buffer);
+                   int buffer) noexcept;
 
 }  // namespace gradstep::GRADSTEP_LEVEL
